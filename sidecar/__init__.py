@@ -1,0 +1,1 @@
+"""The LLM sidecar: one small process (or object) through which every model call goes."""

@@ -1,0 +1,46 @@
+"""A secret that cannot be printed, formatted, pickled, compared with == or encoded; revealed only where a head is written."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import NoReturn
+
+
+class Secret:
+    """Holds a key. `reveal()` is called in one place of the product: where the request head to the provider is written."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def digest(self) -> bytes:
+        """SHA-256 of the secret: what callers are indexed by, so that look-up time tells nothing about the key."""
+        return hashlib.sha256(self._text.encode()).digest()
+
+    def matches(self, presented: str) -> bool:
+        """Constant-time comparison."""
+        return hmac.compare_digest(self._text.encode(), presented.encode())
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError("a Secret is compared with matches(), never with ==")
+
+    __hash__ = None  # type: ignore[assignment]  # unhashable: never a dict key, never in a set
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")

@@ -1,0 +1,225 @@
+"""What passes along the spine: one struct for each thing a step takes or gives (see README, "Life of a request")."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from sidecar.secret import Secret
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]  # names in lower case, in order
+Envelope = dict[str, msgspec.Raw]  # a JSON object's members, values undecoded
+
+Scheme = Literal["http", "https"]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the endpoint table: what is served where, in which dialect."""
+
+    path: str
+    dialect: str  # the language its clients speak: a key of DIALECTS
+    method: str = "POST"
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks: a `[callers.X]` table, or the anonymous caller of a loopback listener. Never holds the key."""
+
+    name: str
+    models: tuple[str, ...] = ()  # names it may ask for; empty = all
+    requests_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """The few fields of a request that the spine itself needs."""
+
+    model: str
+    stream: bool = False
+    max_tokens: int | None = None
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """How an origin is trusted. `ca`: a PEM file instead of the system's roots and certifi's."""
+
+    ca: str | None = None
+    verify: bool = True
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a connection goes: the pool's key, one bulkhead each. `name` is the provider's, so that providers never share."""
+
+    name: str
+    scheme: Scheme
+    host: str
+    port: int
+    unix: str | None = None  # path of a unix socket to dial instead of host and port
+    proxy: str | None = None  # http://[user:password@]host:port, for CONNECT; None = from the environment, "" = none
+    tls: Tls = Tls()
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds, each absolute from its start: bytes that trickle do not extend it (but for `idle`, between bytes)."""
+
+    connect: float = 5.0
+    first_byte: float = 300.0
+    idle: float = 120.0
+    total: float = 1800.0
+
+
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of time of one attempt. `at`: the loop time at which the whole exchange is over."""
+
+    at: float
+    connect: float
+    first_byte: float
+    idle: float
+
+
+class PoolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The size of one origin's pool."""
+
+    max_connections: int = 1000
+    keepalive_seconds: float = 30.0
+    max_age_seconds: float = 600.0
+    wait_seconds: float = 3.0  # how long a request may wait for a connection when all are busy
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential header to be written: `header: prefix + secret`."""
+
+    header: bytes
+    prefix: bytes
+    secret: Secret
+
+
+class Outbound(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a provider, ready for the wire but for the credential, which is revealed only there."""
+
+    origin: Origin
+    method: bytes
+    path: bytes  # the request target: path and query as sent
+    host: bytes  # the Host header
+    headers: Headers  # without host, content-length and the credential
+    auth: Auth | None
+    body: bytes
+
+
+class Inbound(Protocol):
+    """A provider's answer whose head has come. Owned by the spine until the last byte has gone."""
+
+    status: int
+    headers: Headers
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, b"" at its framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back if the answer ended at its framed end, else close it. May be called twice."""
+        ...
+
+
+class Tap(Protocol):
+    """Something that watches passing bytes (a meter, a cache's lease). It may fail; the bytes still go."""
+
+    def feed(self, data: bytes) -> None: ...
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens as counted by the provider. `input` and `output` are totals; the others are parts of them."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    estimated: bool = False
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """How the relay of an answer went. Times are of the monotonic clock, in seconds."""
+
+    bytes_sent: int = 0
+    first_byte_at: float | None = None
+    complete: bool = False
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What is known of one exchange when it is over: the row of the access log and of the metrics. Never any content."""
+
+    request_id: str
+    endpoint: str
+    caller: str = ""
+    asked_model: str = ""
+    provider: str = ""
+    model: str = ""
+    status: int = 0
+    error: str = ""  # code of the vocabulary in errors.py
+    attempts: int = 0
+    stream: bool = False
+    started: float = 0.0
+    seconds: float = 0.0
+    first_byte_seconds: float | None = None
+    overhead_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Usage | None = None
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """A configured provider, resolved once per configuration: its row, its table, its key, all in the form the spine uses."""
+
+    name: str  # the `[providers.X]` table
+    kind: str  # the built-in row it is of
+    origin: Origin
+    host: bytes  # the Host header: authority of the base URL
+    paths: dict[str, str]  # dialect -> path (base URL's path included) where it is served, e.g. "chat": "/v1/chat/completions"
+    auth: Auth | None  # None: no credential is sent
+    auth_header: bytes = b"authorization"  # for a caller's own key, forwarded with `api_key = "caller"`
+    auth_prefix: bytes = b"Bearer "
+    forward_caller_key: bool = False
+    missing_key: str | None = None  # why there is no key ("OPENAI_API_KEY is not set"), when one is needed
+    headers: Headers = []
+    drop: frozenset[str] = frozenset()  # body members not sent
+    rename: tuple[tuple[str, str], ...] = ()  # body members sent under another name
+    stream_usage: bool = True  # understands `stream_options.include_usage`
+    timeouts: Timeouts = Timeouts()
+    pool: PoolLimits = PoolLimits()
+    requests_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a plan: this model at this provider, in this dialect."""
+
+    upstream: Upstream
+    model: str  # the name the provider knows
+    dialect: str  # the one it will be asked in; the client's own whenever the provider speaks it
+    why: str = ""  # one clause for `sidecar explain`
+
+
+class Permit(Protocol):
+    """Leave to go on. Held to the last byte, then given back, exactly once."""
+
+    def release(self) -> None: ...
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Not now: at the latest in `seconds` the answer is another. `ticket` is the place in the queue."""
+
+    seconds: float
+    ticket: Any
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """No. `scope` says whose limit ("caller", "provider") and which ("requests_per_minute", "concurrency")."""
+
+    scope: str
+    limit: str
+    retry_after: float  # seconds, exact

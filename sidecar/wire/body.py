@@ -1,0 +1,96 @@
+"""JSON bodies at three depths: envelope (top level, zero-copy), view (the few fields used), document (all, to translate).
+
+The envelope keeps every member's value as the bytes the client wrote: order, number spelling, escapes and unknown members
+survive. Duplicate members collapse to the last, so what is forwarded is always the rebuilt envelope, never the client's
+bytes: a second `"model"` cannot be routed as one model and served as another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from sidecar.errors import BodyInvalid
+
+Envelope = dict[str, msgspec.Raw]
+
+T = TypeVar("T")
+
+MAX_DEPTH = 64  # nested arrays and objects; providers refuse far less, and a deeper body only serves to exhaust stacks
+
+_envelope = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+_document = msgspec.json.Decoder()
+_OPENING = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
+
+
+def envelope(body: bytes) -> Envelope:
+    """The members of a JSON object, values undecoded. Raises BodyInvalid with what is wrong and where."""
+    try:
+        members = _envelope.decode(body)
+    except msgspec.ValidationError:
+        raise BodyInvalid("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise BodyInvalid(f"the body is not valid JSON: {_lower(error)}") from None
+    except RecursionError:
+        raise BodyInvalid(f"the body nests deeper than {MAX_DEPTH} levels") from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        _check_depth(body)
+    return members
+
+
+def rebuild(members: Envelope) -> bytes:
+    """The envelope as bytes again, each value as it was written."""
+    return _encoder.encode(members)
+
+
+def raw(value: Any) -> msgspec.Raw:
+    """A value of our own as a member of an envelope."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def view(member: msgspec.Raw | bytes, type_: type[T], path: str) -> T:
+    """Decode one member as `type_`. Raises BodyInvalid naming the JSON path, e.g. `$.messages[3].content`."""
+    try:
+        return msgspec.json.decode(member, type=type_)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$")
+        raise BodyInvalid(_first_lower(text), param=path + where.rstrip("`")) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BodyInvalid(f"not valid JSON: {_lower(error)}", param=path) from None
+
+
+def document(data: bytes | msgspec.Raw) -> Any:
+    """The whole value decoded, only to translate. Raises BodyInvalid."""
+    try:
+        return _document.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BodyInvalid(f"not valid JSON: {_lower(error)}") from None
+    except RecursionError:
+        raise BodyInvalid(f"the body nests deeper than {MAX_DEPTH} levels") from None
+
+
+def encode(value: Any) -> bytes:
+    return _encoder.encode(value)
+
+
+def _check_depth(body: bytes) -> None:
+    """Linear in the body; brackets inside strings do not count."""
+    depth = 0
+    for match in _OPENING.finditer(body):
+        if match[1]:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BodyInvalid(f"the body nests deeper than {MAX_DEPTH} levels")
+        elif match[2]:
+            depth -= 1
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _lower(error: Exception) -> str:
+    return _first_lower(str(error).removeprefix("JSON is malformed: "))
