@@ -9,8 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-now = time.monotonic  # seconds; for durations and deadlines. uvloop's and asyncio's loop.time() run on the same clock
-wall = time.time  # seconds since the epoch; for dates shown to people and compared with other machines
+now = time.monotonic  # noqa: TID251  # here they are; seconds; for durations and deadlines. uvloop's and asyncio's loop.time() run on the same clock
+wall = time.time  # noqa: TID251  # seconds since the epoch; for dates shown to people and compared with other machines
 
 
 class Alarm:

@@ -170,7 +170,7 @@ class Draining(InternalError):
 class Misconfigured(InternalError):
     """The configuration names something that is not there at run time (an unset key variable, a missing key file)."""
 
-    code = "sidecar_misconfigured"
+    code, retryable = "sidecar_misconfigured", True  # another target may have its key
 
 
 class Malformed(Exception):

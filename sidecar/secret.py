@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class Secret:
-    """Holds a key. `reveal()` is called in one place of the product: where the request head to the provider is written."""
+    """Holds a key. `reveal()` is called in one place of the product: where the head of a request to a provider is written."""
 
     __slots__ = ("_text",)
 
@@ -19,12 +19,17 @@ class Secret:
         return self._text
 
     def digest(self) -> bytes:
-        """SHA-256 of the secret: what callers are indexed by, so that look-up time tells nothing about the key."""
+        """SHA-256 of the secret: what callers are indexed by, so that look-up time tells nothing about any key."""
         return hashlib.sha256(self._text.encode()).digest()
 
     def matches(self, presented: str) -> bool:
         """Constant-time comparison."""
         return hmac.compare_digest(self._text.encode(), presented.encode())
+
+    def redact(self, data: bytes) -> bytes:
+        """`data` with every occurrence of the secret as stars: for what somebody else wrote, who may repeat it."""
+        text = self._text.encode()
+        return data.replace(text, b"**********") if text else data
 
     def __bool__(self) -> bool:
         return bool(self._text)
@@ -40,7 +45,7 @@ class Secret:
     def __eq__(self, other: object) -> NoReturn:
         raise TypeError("a Secret is compared with matches(), never with ==")
 
-    __hash__ = None  # type: ignore[assignment]  # unhashable: never a dict key, never in a set
+    __hash__ = None  # type: ignore[assignment]  # unhashable: never a dict's key, never in a set
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")

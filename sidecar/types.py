@@ -13,6 +13,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]  # names in lower case, in order
 Envelope = dict[str, msgspec.Raw]  # a JSON object's members, values undecoded
 
@@ -24,7 +25,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     dialect: str  # the language its clients speak: a key of DIALECTS
-    method: str = "POST"
+    model: str | None = None  # named by the path instead of the body (Azure's deployments)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     stream: bool = False
+    include_usage: bool = False  # the client asks for a usage event in its stream
     max_tokens: int | None = None
 
 
@@ -67,7 +69,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, each absolute from its start: bytes that trickle do not extend it (but for `idle`, between bytes)."""
 
     connect: float = 5.0
-    first_byte: float = 300.0
+    first_byte: float = 300.0  # of a stream
+    first_byte_unary: float = 590.0  # of an answer that comes all at once
     idle: float = 120.0
     total: float = 1800.0
 
@@ -146,7 +149,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """How the relay of an answer went. Times are of the monotonic clock, in seconds."""
 
     bytes_sent: int = 0
-    first_byte_at: float | None = None
+    first_byte_at: float | None = None  # when the head was made to go: from here on there is no other target
+    waited: float = 0.0  # seconds spent waiting for the provider, up to the first byte
     complete: bool = False
 
 
@@ -179,7 +183,9 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # the built-in row it is of
     origin: Origin
     host: bytes  # the Host header: authority of the base URL
-    paths: dict[str, str]  # dialect -> path (base URL's path included) where it is served, e.g. "chat": "/v1/chat/completions"
+    paths: dict[
+        str, str
+    ]  # dialect -> path (base URL's path included) where it is served, e.g. "chat": "/v1/chat/completions"
     auth: Auth | None  # None: no credential is sent
     auth_header: bytes = b"authorization"  # for a caller's own key, forwarded with `api_key = "caller"`
     auth_prefix: bytes = b"Bearer "

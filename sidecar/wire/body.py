@@ -8,15 +8,13 @@ bytes: a second `"model"` cannot be routed as one model and served as another.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from sidecar.errors import BodyInvalid
 
 Envelope = dict[str, msgspec.Raw]
-
-T = TypeVar("T")
 
 MAX_DEPTH = 64  # nested arrays and objects; providers refuse far less, and a deeper body only serves to exhaust stacks
 
@@ -51,7 +49,7 @@ def raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(value))
 
 
-def view(member: msgspec.Raw | bytes, type_: type[T], path: str) -> T:
+def view(member: msgspec.Raw | bytes, type_: Any, path: str) -> Any:
     """Decode one member as `type_`. Raises BodyInvalid naming the JSON path, e.g. `$.messages[3].content`."""
     try:
         return msgspec.json.decode(member, type=type_)

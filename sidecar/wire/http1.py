@@ -489,6 +489,7 @@ def chunk(data: bytes) -> bytes:
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
+
 def head_lines(headers: Headers) -> bytes:
     """Header lines for the wire. Raises Malformed where a name or value would split the head (CR, LF or NUL in it)."""
     lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])

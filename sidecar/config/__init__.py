@@ -1,0 +1,41 @@
+"""The configuration: one TOML file, one frozen struct, one package that reads it (and nothing else reads the environment)."""
+
+from sidecar.config.faults import ConfigError, Fault
+from sidecar.config.load import Loaded, effective, examine, load, proxies, schema
+from sidecar.config.structs import (
+    KEY_VARIABLES,
+    Caller,
+    Config,
+    Key,
+    Limits,
+    Log,
+    Model,
+    Pool,
+    Provider,
+    Queue,
+    Server,
+    Timeouts,
+)
+
+__all__ = [
+    "KEY_VARIABLES",
+    "Caller",
+    "Config",
+    "ConfigError",
+    "Fault",
+    "Key",
+    "Limits",
+    "Loaded",
+    "Log",
+    "Model",
+    "Pool",
+    "Provider",
+    "Queue",
+    "Server",
+    "Timeouts",
+    "effective",
+    "examine",
+    "load",
+    "proxies",
+    "schema",
+]

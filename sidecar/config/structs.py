@@ -1,0 +1,156 @@
+"""The tables of the file as frozen structs. Every default and every bound stands here and only here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sidecar.secret import Secret
+
+# Where a provider's key is looked for when its table names none, and what zero-config goes by.
+KEY_VARIABLES: Final = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "xai": "XAI_API_KEY",
+    "grok": "XAI_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+    "blackbox": "BLACKBOX_API_KEY",
+    "groq": "GROQ_API_KEY",
+    "mistral": "MISTRAL_API_KEY",
+    "deepseek": "DEEPSEEK_API_KEY",
+    "together": "TOGETHER_API_KEY",
+    "fireworks": "FIREWORKS_API_KEY",
+    "perplexity": "PERPLEXITY_API_KEY",
+    "cerebras": "CEREBRAS_API_KEY",
+    "nvidia": "NVIDIA_API_KEY",
+    "huggingface": "HF_TOKEN",
+}
+KEYLESS: Final = ("ollama", "vllm", "llamacpp", "openai-compatible")
+KINDS: Final = (*KEY_VARIABLES, *KEYLESS)
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Kilobytes = Annotated[int, Meta(ge=1024, le=1024 * 1024)]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: closed, frozen, an option a field."""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A key by reference. `source`: what the file says ("env:NAME", "file:/path", "caller", "sha256:...", or "inline")."""
+
+    source: str
+    secret: Secret | None = None  # None: it is missing, or the caller's own, or only its digest is kept
+    digest: bytes | None = None  # SHA-256, of callers' keys
+    missing: str | None = None  # why there is no secret, in words for a person
+
+
+class Timeouts(Table, frozen=True):
+    """[timeouts], [providers.X.timeouts]: seconds, each absolute."""
+
+    connect_seconds: Seconds = 5.0
+    first_byte_seconds: Seconds = 300.0
+    idle_seconds: Seconds = 120.0
+    total_seconds: Seconds = 1800.0
+
+
+class Pool(Table, frozen=True):
+    """[pool], [providers.X.pool]: connections to one provider."""
+
+    max_connections: Count = 1000
+    keepalive_seconds: Seconds = 30.0
+    max_age_seconds: Seconds = 600.0
+
+
+class Limits(Table, frozen=True):
+    """[providers.X.limits]: what this process may ask of a provider."""
+
+    requests_per_minute: Rate | None = None
+    concurrency: Count | None = None
+
+
+class Queue(Table, frozen=True):
+    """[queue]: requests that wait for a limit on concurrency. `length`: for each limit; as many as the limit by default."""
+
+    length: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
+
+
+class Server(Table, frozen=True):
+    """[server]"""
+
+    listen: tuple[str, ...] = ("127.0.0.1:4000",)
+    socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    allow_origins: tuple[str, ...] = ()
+    max_connections: Count | None = None
+    max_request_line_bytes: Kilobytes = 8192
+    max_header_bytes: Kilobytes = 65536
+    max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=4 * 1024**3)] = 32 * 1024 * 1024
+    header_seconds: Seconds = 10.0
+    body_idle_seconds: Seconds = 15.0
+    body_seconds: Seconds = 120.0
+    keepalive_seconds: Seconds = 75.0
+    send_stall_seconds: Seconds = 60.0
+    lame_duck_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
+    drain_seconds: Annotated[float, Meta(ge=0, le=86400)] = 25.0
+
+
+class Provider(Table, frozen=True):
+    """[providers.X]. `kind`: the built-in row, the table's own name by default."""
+
+    kind: str | None = None
+    base_url: str | None = None
+    api_key: Key | None = None
+    headers: dict[str, str] = {}
+    drop: tuple[str, ...] = ()
+    rename: dict[str, str] = {}
+    tls_ca: str | None = None
+    tls_verify: bool = True
+    proxy: str | None = None
+    timeouts: Timeouts = Timeouts()
+    pool: Pool = Pool()
+    limits: Limits = Limits()
+
+
+class Model(Table, frozen=True):
+    """[models.X]: a name of your own for one target or several."""
+
+    targets: tuple[str, ...]
+    policy: Literal["failover"] = "failover"
+
+
+class Caller(Table, frozen=True):
+    """[callers.X]: who may ask, for what, how often."""
+
+    key: Key
+    models: tuple[str, ...] = ()
+    requests_per_minute: Rate | None = None
+    concurrency: Count | None = None
+
+
+class Log(Table, frozen=True):
+    """[log]: one JSON line an exchange. `file`: a path, or "-" for standard error. `level`: "off" writes nothing."""
+
+    level: Literal["info", "off"] = "info"
+    file: str = "-"
+
+
+class Config(Table, frozen=True):
+    """The whole file. Get it from `load`, or build it in code."""
+
+    server: Server = Server()
+    providers: dict[str, Provider] = {}
+    models: dict[str, Model] = {}
+    callers: dict[str, Caller] = {}
+    timeouts: Timeouts = Timeouts()
+    pool: Pool = Pool()
+    queue: Queue = Queue()
+    log: Log = Log()

@@ -1,0 +1,266 @@
+"""What Anthropic's dialects (messages, count_tokens) have in common: errors, usage, stop reasons, and the meters."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from sidecar.dialects.neutral import Fault, Stop
+from sidecar.errors import BodyInvalid
+from sidecar.types import Envelope, Usage, View
+from sidecar.wire import body, sse
+
+_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_STOPS: Final[dict[str, Stop]] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_REASONS: Final[dict[Stop, str]] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+
+
+def stop_of(reason: str | None) -> Stop:
+    return _STOPS.get(reason or "end_turn", "stop")
+
+
+def stop_reason(stop: Stop) -> str:
+    return _REASONS[stop]
+
+
+class _OutputDetails(msgspec.Struct):
+    thinking_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct):
+    """`usage` of a message. In a stream each one is cumulative: members overwrite what came before, nothing is added."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+    def over(self, before: WireUsage | None) -> WireUsage:
+        if before is None:
+            return self
+        return WireUsage(
+            before.input_tokens if self.input_tokens is None else self.input_tokens,
+            before.output_tokens if self.output_tokens is None else self.output_tokens,
+            before.cache_creation_input_tokens
+            if self.cache_creation_input_tokens is None
+            else self.cache_creation_input_tokens,
+            before.cache_read_input_tokens if self.cache_read_input_tokens is None else self.cache_read_input_tokens,
+            self.output_tokens_details or before.output_tokens_details,
+        )
+
+    def neutral(self) -> Usage:
+        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        details = self.output_tokens_details
+        return Usage(
+            input=(self.input_tokens or 0) + read + written,
+            output=self.output_tokens or 0,
+            cached=read,
+            cache_write=written,
+            reasoning=(details.thinking_tokens or 0) if details is not None else 0,
+        )
+
+
+def write_usage(usage: Usage | None) -> dict[str, int]:
+    usage = usage or Usage()
+    return {
+        "input_tokens": max(usage.input - usage.cached - usage.cache_write, 0),
+        "cache_creation_input_tokens": usage.cache_write,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.output,
+    }
+
+
+# -- view
+
+
+def read_view(members: Envelope) -> View:
+    """Model, stream, token bound. Raises BodyInvalid naming the member."""
+    raw_model = members.get("model")
+    if raw_model is None:
+        raise BodyInvalid("the member 'model' is missing", param="model")
+    model = body.view(raw_model, str, "model")
+    if not model:
+        raise BodyInvalid("the member 'model' is empty", param="model")
+    raw_stream, raw_limit = members.get("stream"), members.get("max_tokens")
+    return View(
+        model=model,
+        stream=raw_stream is not None and bool(body.view(raw_stream, bool | None, "stream")),
+        include_usage=True,
+        max_tokens=body.view(raw_limit, int | None, "max_tokens") if raw_limit is not None else None,
+    )
+
+
+def ask_usage(members: Envelope) -> bool:
+    return False  # always told, and nothing to hide
+
+
+def nothing(members: Envelope) -> bytes | None:
+    return None
+
+
+# -- meters
+
+
+class _Message(msgspec.Struct):
+    usage: WireUsage | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    message: _Message | None = None
+    usage: WireUsage | None = None
+    error: Any = None
+
+
+_event = msgspec.json.Decoder(_Event)
+
+
+class StreamMeter:
+    """Watches a stream: usage stands in message_start and message_delta, the end is message_stop."""
+
+    __slots__ = ("_usage", "ended", "fault")
+
+    def __init__(self) -> None:
+        self._usage: WireUsage | None = None
+        self.ended = False
+        self.fault: str | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage.neutral() if self._usage is not None else None
+
+    def feed(self, block: bytes) -> bytes:
+        if b'"usage"' in block or b'"message_stop"' in block or b'"error"' in block:
+            for event in sse.events(block):
+                self._read(event.data)
+        return block
+
+    def _read(self, data: bytes) -> None:
+        try:
+            event = _event.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return
+        usage = event.usage or (event.message.usage if event.message is not None else None)
+        if usage is not None:
+            self._usage = usage.over(self._usage)
+        if event.type == "message_stop":
+            self.ended = True
+        elif event.type == "error":
+            self.fault = _message(event.error)
+
+
+class UnaryMeter:
+    """Watches one body, whole: the API bounds answers to some hundred KiB."""
+
+    __slots__ = ("_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, block: bytes) -> bytes:
+        if self._size < sse.MAX_EVENT_BYTES:
+            self._pieces.append(block)
+            self._size += len(block)
+        return block
+
+    @property
+    def usage(self) -> Usage | None:
+        event = self._event()
+        return event.usage.neutral() if event is not None and event.usage is not None else None
+
+    @property
+    def ended(self) -> bool:
+        return True
+
+    @property
+    def fault(self) -> str | None:
+        event = self._event()
+        return _message(event.error) if event is not None and event.type == "error" else None
+
+    def _event(self) -> _Event | None:
+        try:
+            return _event.decode(b"".join(self._pieces))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+
+def meter(*, stream: bool, hide_usage: bool) -> StreamMeter | UnaryMeter:
+    return StreamMeter() if stream else UnaryMeter()
+
+
+# -- errors
+
+
+def _message(error: Any) -> str:
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else "an error without a message"
+
+
+def read_error(status: int, data: bytes) -> Fault:
+    """An error body; behind proxies and gateways it may be anything."""
+    try:
+        value: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = None
+    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        text = error if isinstance(error, str) else value.get("message") if isinstance(value, dict) else None
+        message = text if isinstance(text, str) else f"the provider answered with status {status}"
+        return Fault(status=status, message=message, type=error_type(status))
+    kind = error.get("type")
+    return Fault(
+        status=status,
+        message=_message(error),
+        type=error_type(status),
+        code=kind if isinstance(kind, str) else None,
+        request_id=value.get("request_id") if isinstance(value.get("request_id"), str) else None,
+    )
+
+
+def write_error(fault: Fault) -> bytes:
+    return body.encode(_shape(fault))
+
+
+def write_stream_error(fault: Fault) -> bytes:
+    return sse.write(body.encode(_shape(fault)), "error")
+
+
+def error_type(status: int) -> str:
+    return _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+
+
+def _shape(fault: Fault) -> dict[str, object]:
+    error: dict[str, object] = {"type": error_type(fault.status), "message": fault.message}
+    if fault.code is not None:
+        error["code"] = fault.code
+    if fault.param is not None:
+        error["param"] = fault.param
+    return {"type": "error", "error": error, "request_id": fault.request_id}

@@ -1,0 +1,19 @@
+"""OpenAI's embeddings: relayed in their own words, never translated; there is no stream."""
+
+from __future__ import annotations
+
+from sidecar.dialects.openai import (
+    meter,
+    nothing as local,
+    read_error,
+    read_view,
+    write_error,
+    write_stream_error,
+)
+from sidecar.types import Envelope
+
+__all__ = ["ask_usage", "local", "meter", "read_error", "read_view", "write_error", "write_stream_error"]
+
+
+def ask_usage(members: Envelope) -> bool:
+    return False

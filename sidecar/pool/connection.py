@@ -1,0 +1,332 @@
+"""One connection to a provider: a thin pump between a codec that does no IO (wire.http1) and a stream that knows no HTTP.
+
+A connection is used again only if the answer ended exactly at its framed end, with not a byte behind it (R6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Final, Protocol, cast
+
+from sidecar.clock import Alarm
+from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
+from sidecar.types import Deadline, Headers, Outbound
+from sidecar.wire.http1 import END, Limits, ResponseHead, ResponseReader, head_lines
+
+HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
+_JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
+_LIMITS: Final = Limits()
+
+
+class Phase(enum.Enum):
+    """Where a connection is. Legal moves: IDLE -> HEAD -> BODY -> ENDED -> IDLE, and from anywhere to LOST."""
+
+    IDLE = "idle"
+    HEAD = "waiting for the head"
+    BODY = "reading the body"
+    ENDED = "at the framed end"
+    LOST = "lost"
+
+
+class Stale(Exception):
+    """A reused connection was closed without one byte of an answer: it was closing already, so nothing was served."""
+
+
+class Owner(Protocol):
+    """Who hands connections out: told when one is free again, and when one is no more."""
+
+    def freed(self, connection: Connection) -> None: ...
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+class Answer:
+    """A provider's answer whose head has come (types.Inbound). Closing it early closes the connection."""
+
+    __slots__ = ("_connection", "headers", "status")
+
+    def __init__(self, connection: Connection, head: ResponseHead) -> None:
+        self._connection: Connection | None = connection
+        self.status = head.status
+        self.headers: Headers = head.headers
+
+    async def read(self) -> bytes:
+        """All bytes that have come, b"" at the framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
+        connection = self._connection
+        if connection is None:
+            return b""
+        if connection.size:
+            return connection.take()
+        return await connection.more()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish()
+
+
+class Connection(asyncio.Protocol):
+    """See the module. Fields above the line live as long as the connection, those below as long as one exchange."""
+
+    __slots__ = (
+        "_alarm",
+        "_loop",
+        "_origin",
+        "_owner",
+        "_paused",
+        "_reader",
+        "_transport",
+        "born",
+        "idle_since",
+        "phase",
+        "retire_at",
+        "uses",
+        # ---
+        "_buffer",
+        "_deadline",
+        "_error",
+        "_got",
+        "_head",
+        "_waiter",
+        "size",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, origin: str, retire_at: float) -> None:
+        self._loop = loop
+        self._owner = owner
+        self._origin = origin  # in words, for errors
+        self._alarm = Alarm(loop, self._ring)
+        self._reader = ResponseReader(_LIMITS)
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self.phase = Phase.IDLE
+        self.born = loop.time()
+        self.retire_at = retire_at
+        self.idle_since = self.born
+        self.uses = 0
+        self._buffer: list[bytes] = []
+        self._deadline: Deadline | None = None
+        self._error: ProviderError | Stale | None = None
+        self._got = False
+        self._head: ResponseHead | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.size = 0
+
+    # -- the pool's side
+
+    async def exchange(self, outbound: Outbound, deadline: Deadline) -> Answer:
+        """Send a request, wait for the head of its answer. Raises Stale on a reused connection that had been closed.
+
+        Whatever ends the wait but an answer, the connection is closed: the provider sees at once that nobody listens.
+        """
+        transport = self._transport
+        if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
+            raise Stale
+        try:
+            head = _write_head(outbound)
+        except UpstreamProtocol:
+            self.abort()
+            raise
+        self.phase = Phase.HEAD
+        self.uses += 1
+        self._deadline = deadline
+        self._got = False
+        self._reader.expect(outbound.method)
+        self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
+        if len(outbound.body) <= _JOIN_BYTES:
+            transport.write(head + outbound.body)
+        else:
+            transport.write(head)
+            transport.write(outbound.body)
+        try:
+            await self._wait()
+        except BaseException:
+            self.abort()
+            raise
+        if self._head is None:
+            error = self._error
+            assert error is not None
+            raise error
+        return Answer(self, self._head)
+
+    async def more(self) -> bytes:
+        """The next bytes, when none are held."""
+        while not self.size:
+            if self._error is not None:
+                raise self._error
+            if self.phase is not Phase.BODY:
+                return b""
+            await self._wait()
+        return self.take()
+
+    def take(self) -> bytes:
+        """All bytes held."""
+        buffer = self._buffer
+        data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
+        buffer.clear()
+        self.size = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            if self.phase is Phase.BODY:
+                self._push_on()
+            self._transport.resume_reading()
+        return data
+
+    def finish(self) -> None:
+        """The exchange is over: free if the answer ended at its framed end and nothing is odd, else closed."""
+        transport, head = self._transport, self._head
+        reusable = (
+            self.phase is Phase.ENDED
+            and transport is not None
+            and head is not None
+            and head.keep_alive
+            and not self._reader.excess
+            and not self.size
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        )
+        if not reusable:
+            self.abort()
+            return
+        self._reader.next()
+        self._head = self._error = self._deadline = None
+        self._alarm.clear()
+        self.phase = Phase.IDLE
+        self.idle_since = self._loop.time()
+        self._owner.freed(self)
+
+    def abort(self) -> None:
+        """Close at once, with a reset: what is under way at the other end need not go on."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._gone(None)
+
+    def shut(self) -> None:
+        """Close an idle connection, politely."""
+        if self._transport is not None:
+            self._transport.close()
+        self._gone(None)
+
+    # -- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is not Phase.BODY and self.phase is not Phase.HEAD:
+            self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
+            return
+        self._got = True
+        try:
+            events = self._reader.feed(data)
+        except Malformed as error:
+            self._fail(UpstreamProtocol(f"{self._origin} answered in broken HTTP: {error.message}"))
+            return
+        for event in events:
+            if type(event) is bytes:
+                self._buffer.append(event)
+                self.size += len(event)
+            elif event is END:
+                self.phase = Phase.ENDED
+                self._alarm.clear()
+            elif isinstance(event, ResponseHead):
+                self._head = event
+                self.phase = Phase.BODY
+        if self.phase is Phase.BODY:
+            if self.size > HIGH_WATER:
+                self._pause()
+            else:
+                self._push_on()
+        if self._head is not None:
+            self._wake()
+
+    def eof_received(self) -> bool:
+        if self.phase is Phase.BODY:
+            try:
+                if self._reader.end():
+                    self.phase = Phase.ENDED
+                    self._wake()
+            except Malformed:
+                pass  # connection_lost comes next and calls it a cut
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.phase is Phase.HEAD and not self._got and self.uses > 1:
+            self._error = Stale()
+        elif self.phase in (Phase.HEAD, Phase.BODY) and self._error is None:
+            when = "before an answer" if self.phase is Phase.HEAD else "inside the answer"
+            self._error = UpstreamCut(f"{self._origin} closed the connection {when}")
+        self._gone(self._error)
+
+    # -- inside
+
+    async def _wait(self) -> None:
+        """Until something has happened."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _pause(self) -> None:
+        """Nobody reads: hold the provider. Its silence is then ours, so only the total deadline runs."""
+        if not self._paused and self._transport is not None and self._deadline is not None:
+            self._paused = True
+            self._transport.pause_reading()
+            self._alarm.set(self._deadline.at)
+
+    def _push_on(self) -> None:
+        deadline = self._deadline
+        assert deadline is not None
+        idle = self._loop.time() + deadline.idle
+        self._alarm.set(min(deadline.at, idle))
+
+    def _ring(self) -> None:
+        deadline = self._deadline
+        if deadline is None:
+            return
+        if self._loop.time() + 0.001 >= deadline.at:
+            phase, words = "total", "the whole exchange took too long"
+        elif self.phase is Phase.HEAD:
+            phase, words = "first_byte", f"no answer within {deadline.first_byte:g} s"
+        else:
+            phase, words = "idle", f"nothing came for {deadline.idle:g} s"
+        self._fail(UpstreamTimeout(f"{self._origin}: {words}", phase=phase))
+
+    def _fail(self, error: ProviderError) -> None:
+        self._error = error
+        self.abort()
+
+    def _gone(self, error: ProviderError | Stale | None) -> None:
+        """The move to LOST, once."""
+        if self.phase is Phase.LOST:
+            return
+        ended = self.phase is Phase.ENDED
+        self.phase = Phase.LOST
+        self._transport = None
+        self._alarm.close()
+        if self._error is None and not ended:
+            self._error = error or UpstreamCut(f"{self._origin}: the connection was closed")
+        self._owner.lost(self)
+        self._wake()
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._origin} {self.phase.value}, use {self.uses}>"
+
+
+def _write_head(outbound: Outbound) -> bytes:
+    """The head on the wire. The only place of the product where a secret is revealed. Raises UpstreamProtocol, unsent."""
+    headers = [(b"host", outbound.host), *outbound.headers, (b"content-length", b"%d" % len(outbound.body))]
+    if (auth := outbound.auth) is not None:
+        headers.append((auth.header, auth.prefix + auth.secret.reveal().encode("latin-1", "replace")))
+    try:
+        lines = head_lines(headers)
+    except Malformed as error:
+        raise UpstreamProtocol(f"the request for {outbound.origin.name} cannot be sent: {error.message}") from None
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (outbound.method, outbound.path, lines)

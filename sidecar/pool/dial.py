@@ -1,0 +1,269 @@
+"""New connections: names, TCP, unix sockets, TLS, and proxies by CONNECT, all within one absolute deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import os
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final, cast
+from urllib.parse import unquote, urlsplit
+
+import certifi
+
+from sidecar.errors import ConnectFailed, Malformed, TlsFailed, UpstreamTimeout
+from sidecar.pool.connection import Connection
+from sidecar.pool.resolve import Resolver
+from sidecar.types import Deadline, Origin, Tls
+from sidecar.wire.http1 import Limits, ResponseHead, ResponseReader
+
+Make = Callable[[], Connection]
+
+_PROXY_LIMITS: Final = Limits(header_bytes=16384)
+
+
+class Dialer:
+    """Makes connections. `proxies`: the environment's proxy variables (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY)."""
+
+    def __init__(self, proxies: Mapping[str, str]) -> None:
+        self._proxies = proxies
+        self._resolver = Resolver()
+        self._contexts: dict[Tls, ssl.SSLContext] = {}
+
+    async def dial(self, origin: Origin, deadline: Deadline, make: Make) -> Connection:
+        """A connection that may be used. Raises ConnectFailed, TlsFailed, UpstreamTimeout(connect); nothing was sent."""
+        loop = asyncio.get_running_loop()
+        at = min(loop.time() + deadline.connect, deadline.at)
+        try:
+            async with asyncio.timeout_at(at):
+                return await self._dial(origin, at, make)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"provider {origin.name}: no connection to {_where(origin)} within {deadline.connect:g} s",
+                phase="connect",
+            ) from None
+        except ssl.SSLError as error:
+            raise TlsFailed(f"provider {origin.name}: TLS with {origin.host} failed: {_tls_words(error)}") from None
+        except OSError as error:
+            raise ConnectFailed(
+                f"provider {origin.name}: cannot connect to {_where(origin)}: {_words(error)}"
+            ) from None
+
+    async def _dial(self, origin: Origin, at: float, make: Make) -> Connection:
+        loop = asyncio.get_running_loop()
+        if origin.unix is not None:
+            _, connection = await loop.create_unix_connection(make, origin.unix)
+            return connection
+        context = await self._context(origin.tls) if origin.scheme == "https" else None
+        name = origin.host if context is not None else None
+        proxy = origin.proxy if origin.proxy is not None else proxy_for(origin, self._proxies)
+        if not proxy:
+            return await self._connect(origin.host, origin.port, at, make, context, name)
+        return await self._through(proxy, origin, at, make, context)
+
+    async def _connect(
+        self,
+        host: str,
+        port: int,
+        at: float,
+        make: Callable[[], asyncio.Protocol],
+        context: ssl.SSLContext | None,
+        name: str | None,
+    ) -> Connection:
+        """Each address in turn, none of them for more than half of the time that is left, but for the last."""
+        loop = asyncio.get_running_loop()
+        addresses = await self._resolver.resolve(host)
+        last = len(addresses) - 1
+        failure: OSError | None = None
+        for number, (family, address) in enumerate(addresses):
+            until = at if number == last else loop.time() + (at - loop.time()) / 2
+            try:
+                async with asyncio.timeout_at(until):
+                    _, connection = await loop.create_connection(
+                        make, address, port, family=family, ssl=context, server_hostname=name
+                    )
+                    return connection  # type: ignore[return-value]  # what `make` makes; callers give what they take
+            except ssl.SSLError:
+                raise
+            except TimeoutError:
+                failure = TimeoutError("timed out")
+            except OSError as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    async def _through(
+        self, proxy: str, origin: Origin, at: float, make: Make, context: ssl.SSLContext | None
+    ) -> Connection:
+        """A tunnel by CONNECT (RFC 9110 9.3.6), then TLS to the origin inside it."""
+        loop = asyncio.get_running_loop()
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "") or not parts.hostname:
+            raise ConnectFailed(f"provider {origin.name}: the proxy must be given as http://host:port")
+        tunnel = _Tunnel(loop)
+        await self._connect(parts.hostname, parts.port or 80, at, lambda: tunnel, None, None)
+        try:
+            await tunnel.open(origin, parts.username, parts.password)
+            transport = tunnel.transport
+            assert transport is not None
+            connection = make()
+            if context is not None:
+                secured = await loop.start_tls(transport, connection, context, server_hostname=origin.host)
+                assert secured is not None
+                connection.connection_made(secured)
+            else:
+                transport.set_protocol(connection)
+                connection.connection_made(transport)
+                transport.resume_reading()
+        except BaseException:
+            if tunnel.transport is not None:
+                tunnel.transport.abort()
+            raise
+        return connection
+
+    async def _context(self, tls: Tls) -> ssl.SSLContext:
+        """Built once for each way to trust, off the loop: reading the roots takes milliseconds."""
+        context = self._contexts.get(tls)
+        if context is None:
+            context = self._contexts[tls] = await _in_thread(lambda: make_context(tls))
+        return context
+
+
+def make_context(tls: Tls) -> ssl.SSLContext:
+    """TLS 1.2 or newer, name and chain verified; the system's roots and certifi's, or the one file that is configured."""
+    if tls.ca is not None:
+        context = ssl.create_default_context(cafile=tls.ca)
+    else:
+        context = ssl.create_default_context()
+        context.load_verify_locations(certifi.where())
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if not tls.verify:  # `tls_verify = false`, of which the start has warned
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _in_thread(build: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ssl.SSLContext] = loop.create_future()
+
+    def tell(context: ssl.SSLContext | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if context is not None:
+            future.set_result(context)
+        elif error is not None:
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            loop.call_soon_threadsafe(tell, build(), None)
+        except OSError as error:  # the CA file is gone, or is none; ssl.SSLError is one too
+            loop.call_soon_threadsafe(tell, None, error)
+
+    threading.Thread(target=run, name="sidecar-tls", daemon=True).start()
+    return await future
+
+
+class _Tunnel(asyncio.Protocol):
+    """The conversation with a proxy, up to the end of the head of its answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._reader = ResponseReader(_PROXY_LIMITS)
+        self._status: asyncio.Future[int] = loop.create_future()
+
+    async def open(self, origin: Origin, user: str | None, password: str | None) -> None:
+        assert self.transport is not None
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        head = f"CONNECT {host}:{origin.port} HTTP/1.1\r\nhost: {host}:{origin.port}\r\n"
+        if user is not None:
+            plain = f"{unquote(user)}:{unquote(password or '')}".encode()
+            head += f"proxy-authorization: Basic {base64.b64encode(plain).decode()}\r\n"
+        self._reader.expect(b"HEAD")  # like an answer to HEAD, a 2xx to CONNECT has no body (RFC 9110 9.3.6)
+        self.transport.write(head.encode() + b"\r\n")
+        status = await self._status
+        if not 200 <= status < 300:
+            raise ConnectFailed(f"provider {origin.name}: the proxy refused the connection with status {status}")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            events = self._reader.feed(data)
+        except Malformed as error:
+            self._fail(ConnectFailed(f"the proxy answered in broken HTTP: {error.message}"))
+            return
+        for event in events:
+            if isinstance(event, ResponseHead) and not self._status.done():
+                if self._reader.excess:  # a proxy has nothing to say before the origin is spoken to
+                    self._fail(ConnectFailed("the proxy sent bytes behind its answer"))
+                    return
+                assert self.transport is not None
+                self.transport.pause_reading()  # whatever comes next is the origin's, for another protocol
+                self._status.set_result(event.status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectFailed("the proxy closed the connection"))
+
+    def _fail(self, error: ConnectFailed) -> None:
+        if not self._status.done():
+            self._status.set_exception(error)
+            self._status.exception()  # told to whoever waits; nobody may, when the dial was given up
+
+
+def proxy_for(origin: Origin, env: Mapping[str, str]) -> str | None:
+    """The proxy that the environment names for an origin; none for loopback, nor for what NO_PROXY lists."""
+    names = ["https_proxy", "HTTPS_PROXY"] if origin.scheme == "https" else ["http_proxy"]
+    proxy = next((env[name] for name in (*names, "all_proxy", "ALL_PROXY") if env.get(name)), None)
+    if proxy is None or _is_loopback(origin.host):
+        return None
+    listed = env.get("no_proxy") or env.get("NO_PROXY") or ""
+    if any(_matches(entry.strip().lower(), origin) for entry in listed.split(",")):
+        return None
+    return proxy
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _matches(entry: str, origin: Origin) -> bool:
+    """One entry of NO_PROXY: `*`, a host with or without its port, a suffix, an address or a network."""
+    if not entry:
+        return False
+    host = origin.host.lower()
+    if entry == "*":
+        return True
+    name, colon, port = entry.rpartition(":")
+    if colon and port.isdigit() and "/" not in entry and ":" not in name:
+        return int(port) == origin.port and _matches(name, origin)
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        suffix = entry.removeprefix("*").removeprefix(".")
+        return host == suffix or host.endswith("." + suffix)
+
+
+def _where(origin: Origin) -> str:
+    return f"unix:{origin.unix}" if origin.unix is not None else f"{origin.host}:{origin.port}"
+
+
+def _words(error: OSError) -> str:
+    if error.errno is not None:
+        return os.strerror(error.errno).lower()
+    return str(error).lower() or type(error).__name__
+
+
+def _tls_words(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message.lower()
+    return (error.reason or str(error)).lower().replace("_", " ")

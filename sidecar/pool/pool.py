@@ -1,0 +1,257 @@
+"""Who may use which connection: one bulkhead per origin, every change of state in a plain function that never awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from sidecar.errors import Draining, PoolExhausted, ProviderError, UpstreamCut
+from sidecar.pool.connection import Answer, Connection, Stale
+from sidecar.pool.dial import Dialer
+from sidecar.types import Deadline, Origin, Outbound, PoolLimits
+
+_AGE_JITTER: Final = 0.1  # so that connections dialed together do not retire together
+
+
+class Waiter:
+    """A request for which there was no room. Granted a connection, or (None) the right to dial one."""
+
+    __slots__ = ("future", "granted")
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+        self.granted: list[Connection | None] = []
+
+
+class Bulkhead:
+    """The connections of one origin. A connection's state is the collection it is in."""
+
+    def __init__(self, pool: Pool, origin: Origin, limits: PoolLimits) -> None:
+        self._pool = pool
+        self.origin = origin
+        self.limits = limits
+        # Free to use, the longest idle at the bottom: the freshest is used first, so that the others may lapse.
+        self.idle: dict[Connection, None] = {}
+        # How many are being dialed. They count against the bound, for they are about to be busy.
+        self.dialing = 0
+        # In an exchange. Nobody else may touch them.
+        self.busy: set[Connection] = set()
+        # Requests for which there was no room, first come first served. Empty whenever there is room.
+        self.waiting: OrderedDict[int, Waiter] = OrderedDict()
+        self.dials = self.reuses = self.stale = 0
+        self._sweep: asyncio.TimerHandle | None = None
+
+    # -- decisions, none of which waits
+
+    def assign(self, now: float) -> Connection | bool:
+        """An idle connection made busy, or True: leave to dial one (counted already), or False: no room."""
+        while self.idle:
+            connection, _ = self.idle.popitem()
+            if now < connection.retire_at and now - connection.idle_since < self.limits.keepalive_seconds:
+                self.busy.add(connection)
+                self.reuses += 1
+                return connection
+            connection.shut()
+        return self.reserve()
+
+    def reserve(self) -> bool:
+        """Leave to dial, if there is room."""
+        if self.dialing + len(self.busy) >= self.limits.max_connections:
+            return False
+        self.dialing += 1
+        self.dials += 1
+        return True
+
+    def dialed(self, connection: Connection) -> None:
+        self.dialing -= 1
+        self.busy.add(connection)
+
+    def undialed(self) -> None:
+        """A dial failed or was given up: its room goes to the first who waits."""
+        self.dialing -= 1
+        self._grant_room()
+
+    def freed(self, connection: Connection) -> None:
+        """An exchange has ended well: the connection goes to the first who waits, or is idle."""
+        if connection.retire_at <= connection.idle_since or self._pool.closed:
+            connection.shut()
+        elif waiter := self._first():
+            self.reuses += 1
+            waiter.granted.append(connection)  # stays busy: it only changes hands
+            waiter.future.set_result(None)
+        else:
+            self.busy.discard(connection)
+            self.idle[connection] = None
+            self._watch()
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is no more, whatever it was doing."""
+        self.idle.pop(connection, None)
+        if connection in self.busy:
+            self.busy.discard(connection)
+            self._grant_room()
+
+    def _grant_room(self) -> None:
+        if self.waiting and self.reserve() and (waiter := self._first()):
+            waiter.granted.append(None)
+            waiter.future.set_result(None)
+
+    def _first(self) -> Waiter | None:
+        while self.waiting:
+            _, waiter = self.waiting.popitem(last=False)
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    # -- shrinking
+
+    def _watch(self) -> None:
+        if self._sweep is None:
+            loop = self._pool.loop
+            self._sweep = loop.call_later(self.limits.keepalive_seconds, self._shrink)
+
+    def _shrink(self) -> None:
+        """Close what nobody needed for the keep-alive time; what is left is what demand keeps warm."""
+        self._sweep = None
+        now = self._pool.loop.time()
+        for connection in list(self.idle):  # oldest first
+            if now - connection.idle_since < self.limits.keepalive_seconds:
+                break
+            del self.idle[connection]
+            connection.shut()
+        if self.idle:
+            self._watch()
+
+    def close(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for connection in [*self.idle, *self.busy]:
+            connection.abort()
+        self.idle.clear()
+        while waiter := self._first():
+            waiter.future.set_exception(Draining("the sidecar is shutting down"))
+
+    def stats(self) -> dict[str, object]:
+        return {
+            "provider": self.origin.name,
+            "origin": f"unix:{self.origin.unix}" if self.origin.unix else f"{self.origin.host}:{self.origin.port}",
+            "idle": len(self.idle),
+            "dialing": self.dialing,
+            "busy": len(self.busy),
+            "waiting": len(self.waiting),
+            "max_connections": self.limits.max_connections,
+            "dials": self.dials,
+            "reuses": self.reuses,
+            "stale_retries": self.stale,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.origin.name}: {len(self.idle)} idle, {self.dialing} dialing,"
+            f" {len(self.busy)} busy, {len(self.waiting)} waiting"
+        )
+
+
+class Pool:
+    """One per process (or per event loop: it stays on the loop of its first request). `proxies`: see `dial.Dialer`."""
+
+    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
+        self._dialer = Dialer(proxies or {})
+        self._bulkheads: dict[Origin, Bulkhead] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    async def send(self, outbound: Outbound, deadline: Deadline, limits: PoolLimits) -> Answer:
+        """Send a request, answer its answer once the head has come.
+
+        Raises ConnectFailed and TlsFailed (not a byte was sent), PoolExhausted, UpstreamTimeout, UpstreamCut,
+        UpstreamProtocol. A reused connection that turns out closed is replaced by a fresh one, once, uncounted.
+        """
+        if self.closed:
+            raise Draining("the sidecar is shutting down")
+        bulkhead = self._bulkheads.get(outbound.origin)
+        if bulkhead is None:
+            bulkhead = self._bulkheads[outbound.origin] = Bulkhead(self, outbound.origin, limits)
+        bulkhead.limits = limits
+        connection = await self._acquire(bulkhead, deadline)
+        try:
+            return await connection.exchange(outbound, deadline)
+        except Stale:
+            bulkhead.stale += 1
+        connection = await self._acquire(bulkhead, deadline, fresh=True)
+        try:
+            return await connection.exchange(outbound, deadline)
+        except Stale:  # a waiter may have been handed a reused one after all
+            raise UpstreamCut(f"provider {outbound.origin.name} closed the connection before an answer") from None
+
+    async def _acquire(self, bulkhead: Bulkhead, deadline: Deadline, *, fresh: bool = False) -> Connection:
+        decision = bulkhead.reserve() if fresh else bulkhead.assign(self.loop.time())
+        if isinstance(decision, Connection):
+            return decision
+        if not decision:
+            granted = await self._queue(bulkhead, deadline)
+            if granted is not None:
+                return granted
+        try:
+            connection = await self._dialer.dial(bulkhead.origin, deadline, lambda: self._new(bulkhead))
+        except BaseException:
+            bulkhead.undialed()
+            raise
+        bulkhead.dialed(connection)
+        return connection
+
+    async def _queue(self, bulkhead: Bulkhead, deadline: Deadline) -> Connection | None:
+        """Wait for room: a connection, or None for the right to dial."""
+        waiter = Waiter(self.loop.create_future())
+        key = id(waiter)
+        bulkhead.waiting[key] = waiter
+        seconds = min(bulkhead.limits.wait_seconds, max(deadline.at - self.loop.time(), 0.0))
+        timer = self.loop.call_later(seconds, _time_out, waiter.future, bulkhead.origin.name)
+        try:
+            await waiter.future
+        except BaseException:
+            bulkhead.waiting.pop(key, None)
+            for granted in waiter.granted:  # granted and left in the same moment: pass it on
+                if granted is None:
+                    bulkhead.undialed()
+                else:
+                    bulkhead.freed(granted)
+            raise
+        finally:
+            timer.cancel()
+        return waiter.granted[0]
+
+    def _new(self, bulkhead: Bulkhead) -> Connection:
+        loop = self.loop
+        age = bulkhead.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311  # not a secret
+        return Connection(loop, bulkhead, f"provider {bulkhead.origin.name}", loop.time() + age)
+
+    def stats(self) -> list[dict[str, object]]:
+        """For /status: the numbers of each origin."""
+        return [bulkhead.stats() for bulkhead in self._bulkheads.values()]
+
+    async def aclose(self) -> None:
+        """Close every connection, at once."""
+        self.closed = True
+        for bulkhead in self._bulkheads.values():
+            bulkhead.close()
+        await asyncio.sleep(0)  # transports tell of their closing in the loop's next round
+
+    def __repr__(self) -> str:
+        return f"<Pool {'; '.join(map(repr, self._bulkheads.values())) or 'empty'}>"
+
+
+def _time_out(future: asyncio.Future[None], name: str) -> None:
+    if not future.done():
+        error: ProviderError = PoolExhausted(f"all connections to provider {name} are busy", retry_after=1.0)
+        future.set_exception(error)

@@ -1,0 +1,110 @@
+"""Names to addresses, on threads of their own: a name that hangs holds one thread and delays no other name (R7)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from typing import Final
+
+from sidecar.errors import ConnectFailed
+
+Address = tuple[socket.AddressFamily, str]
+
+TTL_SECONDS: Final = 30.0  # getaddrinfo tells no TTL; within the clamp of 1 to 60 s
+NEGATIVE_SECONDS: Final = 5.0
+STALE_SECONDS: Final = 300.0  # old addresses are better than none while a resolver is away
+TIMEOUT_SECONDS: Final = 2.0
+MOST_THREADS: Final = 4
+_MOST_NAMES: Final = 1024
+
+
+class Entry:
+    """What is known of one name. `error`: why there is nothing."""
+
+    __slots__ = ("addresses", "at", "error")
+
+    def __init__(self, addresses: list[Address], error: str | None, at: float) -> None:
+        self.addresses = addresses
+        self.error = error
+        self.at = at
+
+
+class Resolver:
+    """A cache over getaddrinfo, with at most one look-up per name and four in all under way."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Entry] = {}
+        self._asking: dict[str, asyncio.Future[None]] = {}
+
+    async def resolve(self, host: str) -> list[Address]:
+        """Addresses in the system's order of preference. Raises ConnectFailed within two seconds."""
+        literal = _literal(host)
+        if literal is not None:
+            return [literal]
+        loop = asyncio.get_running_loop()
+        entry = self._known.get(host)
+        if entry is not None and loop.time() - entry.at < (NEGATIVE_SECONDS if entry.error else TTL_SECONDS):
+            return _addresses(host, entry)
+        asking = self._asking.get(host) or self._ask(host, loop)
+        if asking is not None:
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await asyncio.shield(asking)
+            except TimeoutError:
+                pass  # the thread goes on; what it finds serves the next request
+        fresh = self._known.get(host)
+        if fresh is not None and not fresh.error:
+            return fresh.addresses
+        if entry is not None and entry.addresses and loop.time() - entry.at < STALE_SECONDS:
+            return entry.addresses
+        if fresh is None:
+            raise ConnectFailed(f"the name {host} was not resolved within {TIMEOUT_SECONDS:g} s")
+        return _addresses(host, fresh)
+
+    def _ask(self, host: str, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        if len(self._asking) >= MOST_THREADS:
+            return None
+        future: asyncio.Future[None] = loop.create_future()
+        self._asking[host] = future
+
+        def look_up() -> None:
+            addresses: list[Address] = []
+            error: str | None = None
+            try:
+                found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                addresses = list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+            except OSError as failure:
+                error = failure.strerror or "unknown"
+            try:
+                loop.call_soon_threadsafe(self._tell, host, addresses, error, loop)
+            except RuntimeError:  # the loop has closed meanwhile
+                return
+
+        threading.Thread(target=look_up, name=f"sidecar-dns-{host}", daemon=True).start()
+        return future
+
+    def _tell(self, host: str, addresses: list[Address], error: str | None, loop: asyncio.AbstractEventLoop) -> None:
+        old = self._known.get(host)
+        if error is None or old is None or old.error or loop.time() - old.at >= STALE_SECONDS:
+            if len(self._known) >= _MOST_NAMES:
+                self._known.clear()
+            self._known[host] = Entry(addresses, error, loop.time())
+        future = self._asking.pop(host)
+        if not future.done():
+            future.set_result(None)
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return (socket.AF_INET6 if address.version == 6 else socket.AF_INET, host)
+
+
+def _addresses(host: str, entry: Entry) -> list[Address]:
+    if entry.error:
+        raise ConnectFailed(f"the name {host} does not resolve: {entry.error.lower()}")
+    return entry.addresses

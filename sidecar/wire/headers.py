@@ -1,0 +1,81 @@
+"""Which headers pass, in either direction: deny-lists, so that what they do not name passes (RFC 9110 7.6.1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+CREDENTIALS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")  # where a caller's key may stand
+_FORWARDING = (b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip")
+_UPWARD: Final = HOP_BY_HOP.union(
+    CREDENTIALS,
+    _FORWARDING,
+    (b"x-auth-token", b"x-access-token", b"x-amz-security-token", b"ocp-apim-subscription-key"),
+    (b"cookie", b"cookie2", b"x-cluster-client-ip", b"x-envoy-external-address"),
+    (
+        b"host",
+        b"expect",
+        b"content-length",
+        b"accept-encoding",
+    ),  # ours to write: the body is rebuilt, the answer unpacked
+    (
+        b"content-md5",
+        b"digest",
+        b"content-digest",
+        b"repr-digest",
+    ),  # of the client's bytes, which are not the ones sent
+)
+_DOWNWARD: Final = HOP_BY_HOP.union(
+    (b"set-cookie", b"set-cookie2", b"server", b"alt-svc", b"clear-site-data", b"via"),
+    (b"content-length", b"date", b"cache-control"),  # ours to write
+    (b"access-control-allow-origin", b"access-control-allow-credentials"),  # who may read us is not a provider's to say
+)
+_UPWARD_PREFIXES: Final = (b"x-sidecar-", b"x-forwarded-", b"proxy-")
+_DIALECT_PREFIXES: Final = (*_UPWARD_PREFIXES, b"anthropic-", b"openai-", b"x-goog-")
+
+
+def upward(headers: Headers, *, translated: bool = False) -> Headers:
+    """What of a client's headers goes on to the provider; headers of the client's API only to a provider of that API."""
+    prefixes = _DIALECT_PREFIXES if translated else _UPWARD_PREFIXES
+    kept = [pair for pair in headers if pair[0] not in _UPWARD and not pair[0].startswith(prefixes)]
+    return _without_named(kept, headers)
+
+
+def downward(headers: Headers) -> Headers:
+    """What of a provider's headers goes on to the client."""
+    kept = [pair for pair in headers if pair[0] not in _DOWNWARD and not pair[0].startswith(b"x-sidecar-")]
+    return _without_named(kept, headers)
+
+
+def get(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header, by its lower-case name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def _without_named(kept: Headers, headers: Headers) -> Headers:
+    """Drop what a Connection header names: it is for this hop alone."""
+    for name, value in headers:
+        if name == b"connection":
+            tokens = {token.strip() for token in value.lower().split(b",")} - {b"close", b"keep-alive", b""}
+            if tokens:
+                kept = [pair for pair in kept if pair[0] not in tokens]
+    return kept
