@@ -1,7 +1,7 @@
 """The configuration: one TOML file, one frozen struct, one package that reads it (and nothing else reads the environment)."""
 
 from sidecar.config.faults import ConfigError, Fault
-from sidecar.config.load import Loaded, effective, examine, load, proxies, schema
+from sidecar.config.load import Loaded, address_problem, effective, examine, exposed, load, proxies, schema
 from sidecar.config.structs import (
     KEY_VARIABLES,
     Caller,
@@ -33,8 +33,10 @@ __all__ = [
     "Queue",
     "Server",
     "Timeouts",
+    "address_problem",
     "effective",
     "examine",
+    "exposed",
     "load",
     "proxies",
     "schema",

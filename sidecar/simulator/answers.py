@@ -9,7 +9,51 @@ from typing import Any, Final
 
 import msgspec
 
-WORDS: Final = ["the", "sidecar", "streams", "every", "token", "as", "it", "comes", "and", "counts", "it", "while", "the", "bytes", "go", "by", "so", "that", "nobody", "waits", "for", "what", "is", "already", "there", "even", "when", "the", "answer", "is", "long", "naïve", "or", "full", "of", "“quotes”", "and", "漢字", "and", "🙂", "all", "the", "same"]
+WORDS: Final = [
+    "the",
+    "sidecar",
+    "streams",
+    "every",
+    "token",
+    "as",
+    "it",
+    "comes",
+    "and",
+    "counts",
+    "it",
+    "while",
+    "the",
+    "bytes",
+    "go",
+    "by",
+    "so",
+    "that",
+    "nobody",
+    "waits",
+    "for",
+    "what",
+    "is",
+    "already",
+    "there",
+    "even",
+    "when",
+    "the",
+    "answer",
+    "is",
+    "long",
+    "naïve",
+    "or",
+    "full",
+    "of",
+    "“quotes”",
+    "and",
+    "漢字",
+    "and",
+    "🙂",
+    "all",
+    "the",
+    "same",
+]
 
 
 class Answer(msgspec.Struct):

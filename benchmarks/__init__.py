@@ -1,0 +1,1 @@
+"""One file a claim: each runs alone, prints its method, machine and ratios, and writes JSON."""

@@ -1,0 +1,266 @@
+"""What the benchmarks share: the parts started and pinned, CPU counted over process trees, rounds interleaved."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+TICKS = os.sysconf("SC_CLK_TCK")
+KEY = "sk-bench-caller"
+MODEL = "openai/sim-large"
+
+SIDECAR = """
+[server]
+listen = ["127.0.0.1:{port}"]
+[providers.openai]
+base_url = "http://127.0.0.1:{upstream}/v1"
+api_key = "env:BENCH_PROVIDER_KEY"
+[providers.openai.limits]
+requests_per_minute = 100_000_000
+concurrency = 100_000
+[callers.bench]
+key = "env:BENCH_CALLER_KEY"
+models = ["openai/*"]
+requests_per_minute = 100_000_000
+concurrency = 100_000
+[log]
+file = "{log}"
+"""
+
+NGINX = """
+worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log crit;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 100000000;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream mock {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 100000000; }}
+  server {{ listen 127.0.0.1:{port} backlog=2048; location / {{
+    proxy_pass http://mock; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}
+}}
+"""
+
+ENVOY = """
+static_resources:
+  listeners:
+  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [ {{ match: {{ prefix: "/" }}, route: {{ cluster: mock, timeout: 0s }} }} ]
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
+  clusters:
+  - name: mock
+    connect_timeout: 5s
+    type: STATIC
+    circuit_breakers: {{ thresholds: [ {{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000 }} ] }}
+    load_assignment:
+      cluster_name: mock
+      endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {upstream} }} }} }} }} ] }} ]
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def cores() -> tuple[int, int]:
+    """The core of the proxies, and the core of load and mock (the same where there is but one)."""
+    found = sorted(os.sched_getaffinity(0))
+    return found[-1], found[0]
+
+
+class Part:
+    """A process that was started here, pinned to a core, and is ended here."""
+
+    def __init__(self, name: str, command: list[str], core: int, port: int, env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.port = port
+        began = time.perf_counter()
+        self.process = subprocess.Popen(
+            ["taskset", "-c", str(core), *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )
+        self._wait()
+        self.start_seconds = time.perf_counter() - began
+
+    def _wait(self) -> None:
+        for _ in range(2000):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended at once with {self.process.returncode}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+                return
+            time.sleep(0.01)
+        raise RuntimeError(f"{self.name} does not listen")
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process and its children, the dead included."""
+        total = 0.0
+        for pid in self._tree():
+            with contextlib.suppress(OSError, IndexError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += (int(fields[11]) + int(fields[12])) / TICKS
+        return total
+
+    def rss_mb(self) -> float:
+        total = 0
+        for pid in self._tree():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                match = re.search(r"VmRSS:\s+(\d+)", status)
+                total += int(match[1]) if match else 0
+        return total / 1024
+
+    def _tree(self) -> list[int]:
+        pids, at = [self.process.pid], 0
+        while at < len(pids):
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{pids[at]}/task").iterdir():
+                    pids += [int(pid) for pid in (task / "children").read_text().split()]
+            at += 1
+        return pids
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT if self.name == "sidecar" else signal.SIGTERM)
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def parts(names: list[str]) -> Iterator[dict[str, Part]]:
+    """The mock, and the named proxies in front of it: "nginx", "envoy", "sidecar"; "direct" is the mock itself."""
+    proxy_core, load_core = cores()
+    folder = Path(tempfile.mkdtemp(prefix="sidecar-bench-"))
+    started: dict[str, Part] = {}
+    try:
+        port = free_port()
+        mock = [sys.executable, "-m", "sidecar", "simulate", "--bench", "--port", str(port)]
+        started["direct"] = Part("direct", mock, load_core, port)
+        for name in names:
+            started[name] = _start(name, folder, proxy_core, port)
+        yield started
+    finally:
+        for part in started.values():
+            part.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def available() -> list[str]:
+    """The proxies that this machine has. What is missing is said by the caller, never left out silently."""
+    return [name for name in ("nginx", "envoy") if binary(name)] + ["sidecar"]
+
+
+def binary(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(f"/usr/sbin/{name}")
+
+
+def _start(name: str, folder: Path, core: int, upstream: int) -> Part:
+    port = free_port()
+    if name == "sidecar":
+        file = folder / "sidecar.toml"
+        file.write_text(SIDECAR.format(port=port, upstream=upstream, log=folder / "access.log"))
+        file.chmod(0o600)
+        keys = {"BENCH_PROVIDER_KEY": "sk-bench-provider", "BENCH_CALLER_KEY": KEY}
+        return Part(name, [sys.executable, "-m", "sidecar", "serve", "--config", str(file)], core, port, keys)
+    found = binary(name)
+    assert found is not None
+    if name == "nginx":
+        file = folder / "nginx.conf"
+        file.write_text(NGINX.format(folder=folder, port=port, upstream=upstream))
+        return Part(name, [found, "-c", str(file)], core, port)
+    file = folder / "envoy.yaml"
+    file.write_text(ENVOY.format(port=port, upstream=upstream))
+    return Part(name, [found, "-c", str(file), "--concurrency", "1", "-l", "off", "--disable-hot-restart"], core, port)
+
+
+def body(*, stream: bool, size: int = 2048) -> bytes:
+    """A chat request of about `size` bytes."""
+    head = '{"model":"%s","stream":%s,"messages":[{"role":"user","content":"' % (MODEL, "true" if stream else "false")
+    tail = '"}],"temperature":0.7}'
+    return (head + "x" * (size - len(head) - len(tail)) + tail).encode()
+
+
+def median_ratio(values: dict[str, list[float]], name: str, base: str) -> float | None:
+    """The median over rounds of one's figure over the other's in the same round."""
+    if base not in values or name not in values:
+        return None
+    return statistics.median(ours / theirs for ours, theirs in zip(values[name], values[base], strict=True))
+
+
+def machine() -> dict[str, Any]:
+    text = Path("/proc/cpuinfo").read_text()
+    match = re.search(r"model name\s*:\s*(.+)", text)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": match[1] if match else platform.machine(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def options(about: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--json", metavar="FILE", help="write the result there too")
+    return parser.parse_args()
+
+
+def report(name: str, about: str, rows: list[dict[str, Any]], checks: dict[str, bool], target: str | None) -> int:
+    """Print the table and the verdict, write JSON. Answers the exit code."""
+    where = machine()
+    print(f"{name}: {about}")
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
+    columns = list(rows[0])
+    print("| " + " | ".join(columns) + " |")
+    print("| " + " | ".join("---" for _ in columns) + " |")
+    for row in rows:
+        print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
+    for check, holds in checks.items():
+        print(f"{'ok  ' if holds else 'MISS'} {check}")
+    result = {"name": name, "about": about, "machine": where, "rows": rows, "checks": checks}
+    data = msgspec.json.format(msgspec.json.encode(result), indent=2)
+    for path in filter(None, (target, Path(__file__).parent / "results" / f"{name}.json")):
+        with contextlib.suppress(OSError):
+            Path(path).write_bytes(data + b"\n")
+    return 0 if all(checks.values()) else 1
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
