@@ -1,7 +1,9 @@
-"""The configuration: one TOML file, one frozen struct, one package that reads it (and nothing else reads the environment)."""
+"""The configuration: one TOML file, one frozen struct, one package that reads it; nothing else reads the environment."""
 
+from sidecar.config.addresses import address_problem, exposed
 from sidecar.config.faults import ConfigError, Fault
-from sidecar.config.load import Loaded, address_problem, effective, examine, exposed, load, proxies, schema
+from sidecar.config.load import Loaded, examine, load, proxies
+from sidecar.config.show import effective, schema
 from sidecar.config.structs import (
     KEY_VARIABLES,
     Caller,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
+
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,8 +24,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if not self.line:
             return f"{self.file}: {self.message}" if self.file else self.message
+        place = f"{self.file}:{self.line}:{self.column}: {self.message}"
+        if not self.source:
+            return place
         caret = " " * (self.column - 1) + "^"
-        return f"{self.file}:{self.line}:{self.column}: {self.message}\n    {self.source}\n    {caret}"
+        return f"{place}\n    {self.source}\n    {caret}"
 
 
 class ConfigError(Exception):
@@ -36,3 +43,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """`; did you mean "x"?`, when there is something near."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as TOML writes it: names that are not bare are quoted."""
+    return ".".join(_name(str(part)) for part in path)
+
+
+def _name(text: str) -> str:
+    return text if _BARE.fullmatch(text) else msgspec.json.encode(text).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from sidecar.secret import Secret
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
+_TEXT: Final = re.compile(r"[!-~]+")  # what may stand in a header's value, without spaces
 _MOST_BYTES: Final = 64 * 1024
 
 Tell = Callable[[str], None]
@@ -23,33 +25,56 @@ Tell = Callable[[str], None]
 class Source:
     """What keys are read from: the environment, and files beside the configuration."""
 
-    def __init__(self, env: Mapping[str, str], folder: Path, *, private: bool) -> None:
+    def __init__(self, env: Mapping[str, str], file: Path, *, mode: int) -> None:
         self.env = env
-        self.folder = folder  # that relative key files are relative to
-        self.private = private  # only its owner can read the configuration file
+        self.file = file  # relative key files are relative to its folder
+        self.mode = mode  # its permissions
+
+    def public(self) -> str | None:
+        """Why no secret may stand in the configuration itself: others may read it."""
+        if self.mode & 0o077:
+            mode = f"{self.mode & 0o777:04o}"
+            return f"{self.file} has mode {mode}, so others may read what is in it: chmod 600 {self.file}"
+        return None
 
 
 def read_key(text: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
     """A key from what the file says of it. Tells of what is wrong, by `fault` (refused) or `warn`."""
-    if text == "caller" and not of_caller:
-        return Key(source="caller")
-    if text.startswith("sha256:") and of_caller:
-        digest = text.removeprefix("sha256:")
-        if not _DIGEST.fullmatch(digest):
+    kind, colon, rest = text.partition(":")
+    if kind == "env" and colon:
+        return _from_variable(rest, source, of_caller=of_caller, fault=fault, warn=warn)
+    if kind == "file" and colon:
+        return _from_file(rest, source, of_caller=of_caller, fault=fault, warn=warn)
+    if kind == "sha256" and colon and of_caller:
+        if not _DIGEST.fullmatch(rest):
             fault("sha256: takes the 64 hexadecimal digits of the key's SHA-256")
             return None
-        return Key(source=text, digest=bytes.fromhex(digest))
-    if text.startswith("env:"):
-        return _from_variable(text, source, of_caller=of_caller, fault=fault, warn=warn)
-    if text.startswith("file:"):
-        return _from_file(text, source, of_caller=of_caller, fault=fault, warn=warn)
-    if not text:
-        fault("a key is empty; say where it is: env:NAME or file:/path")
-        return None
-    if not source.private:
-        fault("a key stands in a file that others may read: chmod 600 it, or say env:NAME or file:/path instead")
+        return Key(source=text.lower(), digest=bytes.fromhex(rest))
+    if text == "caller" and not of_caller:
+        return Key(source="caller")
+    if problem := _no_key(text, source, of_caller=of_caller):
+        fault(problem)
         return None
     return _key("inline", text, of_caller=of_caller)
+
+
+def _no_key(text: str, source: Source, *, of_caller: bool) -> str | None:
+    """Why a text that is no reference is not a key either."""
+    if not text:
+        return "a key is empty; say where it is: env:NAME or file:/path"
+    if text == "caller":
+        return (
+            '"caller" forwards the key of whoever asks, so it is for providers; say env:NAME, file:/path or sha256:HEX'
+        )
+    if text.startswith("sha256:"):
+        return "sha256: is for callers' keys; a provider's must be known: env:NAME or file:/path"
+    if text.startswith("$"):
+        return "a variable is named as env:NAME"
+    if not _TEXT.fullmatch(text):
+        return "a key has no spaces and no characters beyond ASCII"
+    if (problem := source.public()) is not None:
+        return f"a key stands in the file, and {problem}, or say env:NAME or file:/path instead"
+    return None
 
 
 def _key(source: str, text: str, *, of_caller: bool) -> Key:
@@ -58,53 +83,85 @@ def _key(source: str, text: str, *, of_caller: bool) -> Key:
     return Key(source=source, secret=Secret(text))
 
 
-def _from_variable(text: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
-    name = text.removeprefix("env:")
-    if not _VARIABLE.fullmatch(name):
-        fault(f"{name!r} is not the name of an environment variable")
+def _from_variable(name: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
+    if not _VARIABLE.fullmatch(name):  # which may be a key that was pasted here, so it is not repeated
+        fault("what stands behind env: is not the name of an environment variable")
         return None
     value = source.env.get(name, "").strip()
+    if value and not _TEXT.fullmatch(value):
+        fault(f"the environment variable {name} holds spaces or characters beyond ASCII, so it is no key")
+        return None
     if value:
-        return _key(text, value, of_caller=of_caller)
+        return _key(f"env:{name}", value, of_caller=of_caller)
     missing = f"the environment variable {name} is not set"
-    if of_caller:
+    if of_caller:  # and without callers, anybody is let in
         fault(f"{missing}: this caller could never be recognised")
         return None
     warn(missing)
-    return Key(source=text, missing=missing)
+    return Key(source=f"env:{name}", missing=missing)
 
 
-def _from_file(text: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
-    path = source.folder / text.removeprefix("file:")
+def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
+    path = source.file.parent / name
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            fault(f"the key file {path} is not a file")
-            return None
-        if (problem := writable(path, mode)) is not None:
-            fault(problem)
-            return None
-        if mode & 0o077:
-            warn(f"the key file {path} has mode {mode & 0o777:04o}, so others may read it: chmod 600 {path}")
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+        data, mode = read_file(path, _MOST_BYTES + 1)
     except OSError as error:
-        fault(f"the key file {path} cannot be read: {(error.strerror or 'unknown').lower()}")
+        fault(f"the key file {path} cannot be read: {words(error)}")
         return None
+    if not stat.S_ISREG(mode):
+        fault(f"the key file {path} is not a file")
+        return None
+    if (problem := writable(path, mode)) is not None:
+        fault(f"the key file {problem}")
+        return None
+    if mode & 0o077:
+        warn(f"the key file {path} has mode {mode & 0o777:04o}, so others may read it: chmod 600 {path}")
+    if (problem := loose(path)) is not None:
+        warn(problem)
     if len(data) > _MOST_BYTES:
-        fault(f"the key file {path} is larger than a key can be")
+        fault(f"the key file {path} is larger than a key can be, which is {_MOST_BYTES} bytes")
         return None
     value = data.decode("utf-8", "replace").strip()
-    if not value or any(ord(each) < 33 or ord(each) > 126 for each in value):
-        fault(f"the key file {path} is empty, or holds something that is no key")
+    if not _TEXT.fullmatch(value):
+        fault(f"the key file {path} {'holds something that is no key' if value else 'is empty'}")
         return None
-    return _key(text, value, of_caller=of_caller)
+    return _key(f"file:{name}", value, of_caller=of_caller)
+
+
+def read_file(path: Path, most: int, *, pipes: bool = False) -> tuple[bytes, int]:
+    """The first bytes of a file and the mode, surely of the same file; nothing of what is no file. Raises OSError."""
+    try:  # a pipe that nobody writes to must not hold us up, unless one was asked for
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
+    except ValueError:
+        raise OSError(errno.EINVAL, "its name cannot be one") from None
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode) and not pipes:
+            return b"", mode
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most), mode
+    finally:
+        os.close(fd)
+
+
+def words(error: OSError) -> str:
+    return (error.strerror or "unknown").lower()
 
 
 def writable(path: Path, mode: int) -> str | None:
     """Why a file is not to be trusted: others may write it."""
-    if mode & 0o022 and not path.is_symlink():
-        return f"{path} has mode {mode & 0o777:04o}, so others may change it: chmod {mode & 0o755:o} {path}"
     if mode & 0o022:
-        return f"{os.path.realpath(path)} has mode {mode & 0o777:04o}, so others may change it: chmod go-w it"
+        real = os.path.realpath(path)
+        return f"{real} has mode {mode & 0o777:04o}, so others may change it: chmod go-w {real}"
+    return None
+
+
+def loose(path: Path) -> str | None:
+    """Why a file may be replaced by others: they may write its folder (and no sticky bit keeps what is not theirs)."""
+    folder = os.path.dirname(os.path.realpath(path))
+    mode = os.stat(folder).st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        return f"the folder {folder} has mode {mode & 0o777:04o}, so others may replace {path}: chmod go-w {folder}"
     return None

@@ -1,27 +1,28 @@
-"""Reading, checking and showing the configuration. The only place that reads the environment."""
+"""Reading the configuration: every fault of the file at once. The only place that reads the environment."""
 
 from __future__ import annotations
 
-import ipaddress
+import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, Final, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 
 import msgspec
 
-from sidecar.config.faults import ConfigError, Fault, nearest
-from sidecar.config.keys import Source, read_key, writable
-from sidecar.config.locate import Locator, Path
-from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, Config, Key, Provider, Table
+from sidecar.config.checks import check
+from sidecar.config.faults import ConfigError, Fault, dotted, nearest
+from sidecar.config.keys import Source, loose, read_file, read_key, words, writable
+from sidecar.config.locate import Locator, Path, masked
+from sidecar.config.structs import KEY_VARIABLES, KINDS, Config, Key, Provider, Table
 
-_HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PROXIES: Final = ("https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 _DEFAULT_FILE: Final = "sidecar.toml"
-_MOST_BYTES: Final = 8 * 1024 * 1024
+_MOST_BYTES: Final = 1024 * 1024
+_MOST_FAULTS: Final = 100  # that are told of one file
+_REFERENCE: Final = re.compile(r"""(["'])(?:env:[A-Z][A-Z0-9_]*|file:[\w./-]+|caller)\1""")
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +31,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     file: str | None  # None: zero-config
     warnings: list[Fault]
-    sources: dict[str, str]  # dotted path -> "file:line", of what the file sets
+    sources: dict[str, str]  # dotted path -> "file:line" or "env:NAME", of what is not a default
 
 
 def load(path: str | os.PathLike[str] | None = None, *, env: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in a file; without one: `$SIDECAR_CONFIG`, `./sidecar.toml`, or the environment's provider keys.
+    """The configuration in a file; by default `$SIDECAR_CONFIG`, `./sidecar.toml`, or the environment's provider keys.
 
     Raises ConfigError, which lists every fault.
     """
@@ -43,10 +44,10 @@ def load(path: str | os.PathLike[str] | None = None, *, env: Mapping[str, str] =
 
 def examine(path: str | os.PathLike[str] | None = None, *, env: Mapping[str, str] = os.environ) -> Loaded:
     """`load`, with warnings and the source of each value. Raises ConfigError."""
-    named = path if path is not None else env.get("SIDECAR_CONFIG")
-    if named is None and not os.path.exists(_DEFAULT_FILE):
+    named = path if path is not None else env.get("SIDECAR_CONFIG") or None
+    if named is None and not os.path.lexists(_DEFAULT_FILE):  # a link that leads nowhere is a fault, not an absence
         return _from_environment(env)
-    return _Reading(FilePath(named or _DEFAULT_FILE), env).run()
+    return _Reading(FilePath(named if named is not None else _DEFAULT_FILE), env).run()
 
 
 def proxies(env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -55,374 +56,251 @@ def proxies(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _from_environment(env: Mapping[str, str]) -> Loaded:
-    found = {
-        name: Provider(kind=name, api_key=_read(f"env:{variable}", env))
-        for name, variable in KEY_VARIABLES.items()
-        if env.get(variable, "").strip() and name != "grok"  # the other name of xai
-    }
-    if not found:
+    faults: list[Fault] = []
+    providers: dict[str, Provider] = {}
+    sources: dict[str, str] = {}
+    for name, variable in KEY_VARIABLES.items():
+        if env.get(variable, "").strip() and name != "grok":  # the other name of xai
+            providers[name] = Provider(kind=name, api_key=_variable(variable, env, faults))
+            sources[f"providers.{name}.kind"] = sources[f"providers.{name}.api_key"] = f"env:{variable}"
+    if not providers:
         names = ", ".join(dict.fromkeys(KEY_VARIABLES.values()))
         message = (
             f"no {_DEFAULT_FILE} here, no $SIDECAR_CONFIG, and no provider's key in the environment; set one of {names}"
         )
-        raise ConfigError([Fault(file="", message=message)])
-    return Loaded(config=Config(providers=found), file=None, warnings=[], sources={})
+        faults.append(Fault(file="", message=message))
+    if faults:
+        raise ConfigError(faults)
+    return Loaded(config=Config(providers=providers), file=None, warnings=[], sources=sources)
 
 
-def _read(text: str, env: Mapping[str, str]) -> Key | None:
-    return read_key(text, Source(env, FilePath(), private=True), of_caller=False, fault=_ignore, warn=_ignore)
+def _variable(name: str, env: Mapping[str, str], faults: list[Fault]) -> Key | None:
+    def tell(message: str) -> None:
+        faults.append(Fault(file="", message=message))
 
-
-def _ignore(message: str) -> None:
-    """Nothing is wrong with a variable that is known to be set."""
+    return read_key(f"env:{name}", Source(env, FilePath(), mode=0), of_caller=False, fault=tell, warn=tell)
 
 
 class _Reading:
     """One reading of one file: collects every fault, and where each stands."""
 
     def __init__(self, file: FilePath, env: Mapping[str, str]) -> None:
+        self.raw: dict[str, Any] = {}
+        self.source = Source(env, file, mode=0)
+        self.broken: set[Path] = set()  # where there is a fault, so that nothing follows from what was put in its place
         self._file = file
-        self._env = env
         self._faults: list[Fault] = []
         self._warnings: list[Fault] = []
         self._locator = Locator("")
-        self._source = Source(env, file.parent, private=False)
-        self._raw: dict[str, Any] = {}
+        self._inherited: dict[Path, Path] = {}  # an option of a provider -> the shared one that it comes from
 
     def run(self) -> Loaded:
         text = self._text()
         try:
-            self._raw = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            self.raw = tomllib.loads(text)
+            self._locator = Locator(text)
+        except RecursionError:
+            self._refuse("arrays or tables are nested too deep")
+        except ValueError as error:  # TOMLDecodeError, or int() that refuses thousands of digits
             self._syntax(text, error)
-        self._locator = Locator(text)
         self._inherit()
-        config = self._table(Config, self._raw, ())
-        if isinstance(config, Config) and not self._faults:
-            self._check(config)
-        if self._faults or not isinstance(config, Config):
-            raise ConfigError(self._faults)
-        sources = {
-            ".".join(map(str, path)): f"{self._file}:{self._locator.position(path)[0]}" for path in self._locator.places
-        }
-        return Loaded(config=config, file=str(self._file), warnings=self._warnings, sources=sources)
+        config = self._table(Config, self.raw, ())
+        assert isinstance(config, Config)  # it requires no option
+        check(config, self)
+        if self._faults:
+            raise ConfigError(sorted(self._faults, key=lambda fault: (fault.line, fault.column)))
+        return Loaded(config=config, file=str(self._file), warnings=self._warnings, sources=self._sources())
+
+    def fault(self, path: Path, message: str) -> None:
+        """Refuse the file, for what stands at a path."""
+        self.broken.add(path)
+        if path in self._inherited:  # told where it stands
+            return
+        if len(self._faults) < _MOST_FAULTS:
+            self._faults.append(self._at(path, message))
+        elif len(self._faults) == _MOST_FAULTS:
+            self._faults.append(Fault(file=str(self._file), message="and more", line=2**31))
+
+    def warn(self, path: Path, message: str) -> None:
+        """Say something of what stands at a path."""
+        self._warnings.append(self._at(path, message))
+
+    def stands(self, path: Path) -> bool:
+        """Is there something in the file at a path?"""
+        return path in self._locator.places
 
     # -- the file
 
     def _text(self) -> str:
+        file = self._file
         try:
-            mode = self._file.stat().st_mode
-            if (problem := writable(self._file, mode)) is not None:
-                raise ConfigError([Fault(file=str(self._file), message=problem)])
-            with self._file.open("rb") as file:
-                data = file.read(_MOST_BYTES + 1)
+            data, mode = read_file(file, _MOST_BYTES + 1, pipes=True)
+            folder = loose(file)
         except OSError as error:
-            words = (error.strerror or "unknown").lower()
-            raise ConfigError([Fault(file=str(self._file), message=f"cannot be read: {words}")]) from None
+            self._refuse(f"cannot be read: {words(error)}")
+        if (problem := writable(file, mode)) is not None:
+            self._refuse(problem)
+        if folder is not None:
+            self._warnings.append(Fault(file=str(file), message=folder))
         if len(data) > _MOST_BYTES:
-            raise ConfigError([Fault(file=str(self._file), message="is larger than a configuration can be")])
-        self._source = Source(self._env, self._file.parent, private=not mode & 0o077)
+            self._refuse(f"is larger than {_MOST_BYTES} bytes")
+        self.source = Source(self.source.env, file, mode=mode)
         try:
-            return data.decode()
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
-            raise ConfigError([Fault(file=str(self._file), line=line, column=1, message="is not UTF-8")]) from None
+            self._refuse("is not UTF-8", line=line, column=error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1)
 
-    def _syntax(self, text: str, error: Exception) -> None:
-        match = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-        message = str(error)[: match.start()].strip() if match else "the file ends too early, or nests too deep"
-        line, column = (int(match[1]), int(match[2])) if match else (text.count("\n") + 1, 1)
+    def _refuse(self, message: str, *, line: int = 0, column: int = 0, source: str = "") -> NoReturn:
+        fault = Fault(file=str(self._file), message=message, line=line, column=column, source=source)
+        raise ConfigError([fault]) from None
+
+    def _syntax(self, text: str, error: ValueError) -> NoReturn:
         lines = text.split("\n")
-        source = _hidden(lines[line - 1]) if 0 < line <= len(lines) else ""
-        fault = Fault(
-            file=str(self._file), line=line, column=column, message=message[:1].lower() + message[1:], source=source
-        )
-        raise ConfigError([fault])
-
-    def _fault(self, path: Path, message: str) -> None:
-        self._faults.append(self._at(path, message))
-
-    def _warn(self, path: Path, message: str) -> None:
-        self._warnings.append(self._at(path, message))
+        match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+        if match is None:
+            self._refuse("a number has too many digits")
+        message = str(error)[: match.start()]
+        line, column = (int(match[1]), int(match[2])) if match[1] else (len(lines), len(lines[-1]) + 1)
+        source = masked(lines[line - 1].replace("\t", " "), _KNOWN) if line <= len(lines) else ""
+        self._refuse(f"{message[:1].lower()}{message[1:]}", line=line, column=column, source=source)
 
     def _at(self, path: Path, message: str) -> Fault:
         line, column = self._locator.position(path)
-        source = _hidden(self._locator.line(line).replace("\t", " "))
+        source = self._locator.line(line, _shows)
         return Fault(file=str(self._file), line=line, column=column, message=message, source=source)
+
+    def _sources(self) -> dict[str, str]:
+        places = {path: path for path in self._locator.places if not isinstance(path[-1], int)} | self._inherited
+        return {dotted(path): f"{self._file}:{self._locator.position(at)[0]}" for path, at in places.items()}
 
     # -- tables
 
     def _inherit(self) -> None:
         """[timeouts] and [pool] are defaults of every provider's own, key by key."""
-        providers = self._raw.get("providers")
-        if not isinstance(providers, dict):
-            return
+        providers = self.raw.get("providers")
         for shared in ("timeouts", "pool"):
-            defaults = self._raw.get(shared)
-            for table in providers.values():
-                if isinstance(table, dict) and isinstance(defaults, dict) and isinstance(table.get(shared, {}), dict):
-                    table[shared] = {**defaults, **table.get(shared, {})}
+            defaults = self.raw.get(shared)
+            if not isinstance(providers, dict) or not isinstance(defaults, dict):
+                continue
+            for name, table in providers.items():
+                own = table.get(shared, {}) if isinstance(table, dict) else None
+                if isinstance(own, dict):
+                    table[shared] = {**defaults, **own}
+                    added = defaults.keys() - own.keys()
+                    self._inherited |= {("providers", name, shared, each): (shared, each) for each in added}
 
     def _table(self, cls: type[Table], raw: Any, path: Path) -> Table | None:
         """A table converted, faults told; None when there is no value to be had."""
         if not isinstance(raw, dict):
-            self._fault(path, f"{_dotted(path)} must be a table")
+            self.fault(path, f"{dotted(path)} must be a table")
             return None
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         values: dict[str, Any] = {}
         for name, value in raw.items():
-            field = fields.get(name)
-            if field is None:
-                where = f" in [{_dotted(path)}]" if path else ""
-                self._fault((*path, name), f'unknown option "{name}"{where}{nearest(name, fields)}')
+            here = (*path, name)
+            if name not in fields:
+                self._unknown(here, fields)
                 continue
-            converted = self._value(field.type, value, (*path, name))
+            converted = self._value(fields[name].type, value, here)
             if converted is not None:
                 values[name] = converted
-        for name, field in fields.items():
-            if field.required and name not in raw:
-                self._fault(path, f'[{_dotted(path)}] needs the option "{name}"')
-        try:
-            return cls(**values)
-        except TypeError:  # a required option is missing, which has been told
-            return None
+        missing = [name for name, field in fields.items() if field.required and name not in values]
+        for name in missing:
+            if name not in raw:
+                self.fault(path, f'[{dotted(path)}] needs the option "{name}"')
+        return None if missing else cls(**values)
+
+    def _unknown(self, path: Path, known: Mapping[str, object]) -> None:
+        where = f" in [{dotted(path[:-1])}]" if len(path) > 1 else ""
+        hint = nearest(str(path[-1]), known) if len(self._faults) < _MOST_FAULTS else ""
+        self.fault(path, f'unknown option "{path[-1]}"{where}{hint}')
 
     def _value(self, type_: Any, value: Any, path: Path) -> Any:
-        key = Key in get_args(type_) or type_ is Key
-        if key:
+        if type_ is Key or Key in get_args(type_):
             return self._key(value, path)
         if isinstance(type_, type) and issubclass(type_, Table):
             return self._table(type_, value, path)
-        item = get_args(type_)[1] if get_origin(type_) is dict else None
-        if isinstance(item, type) and issubclass(item, Table):
-            if not isinstance(value, dict):
-                self._fault(path, f"{_dotted(path)} must be a table of tables")
-                return None
-            found = {name: self._table(item, table, (*path, name)) for name, table in value.items()}
-            return {name: table for name, table in found.items() if table is not None}
+        if get_origin(type_) is dict:
+            return self._mapping(get_args(type_)[1], value, path)
+        if get_origin(type_) is tuple:
+            return self._list(get_args(type_)[0], value, path)
+        return self._leaf(type_, value, path)
+
+    def _mapping(self, item: Any, value: Any, path: Path) -> dict[str, Any] | None:
+        if not isinstance(value, dict):
+            self.fault(path, f"{dotted(path)} must be a table")
+            return None
+        found = {name: self._value(item, each, (*path, name)) for name, each in value.items()}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def _list(self, item: Any, value: Any, path: Path) -> tuple[Any, ...] | None:
         if path[-1] in ("targets", "listen") and isinstance(value, str):
             value = [value]
-        try:
-            return msgspec.convert(value, type_, strict=True)
-        except msgspec.ValidationError as error:
-            message, _, inner = str(error).partition(" - at `$")
-            index = re.search(r"\[(\d+)\]", inner)
-            where = (*path, int(index[1])) if index else path
-            self._fault(where, f"{_dotted(path)}: {message[:1].lower()}{message[1:]}")
+        if not isinstance(value, list):
+            self.fault(path, f"{dotted(path)}: expected an array, got {_kind(value)}")
             return None
+        found = [self._value(item, each, (*path, index)) for index, each in enumerate(value)]
+        return None if None in found else tuple(found)
+
+    def _leaf(self, type_: Any, value: Any, path: Path) -> Any:
+        message = None
+        try:
+            converted = msgspec.convert(value, type_, strict=True)
+        except (msgspec.ValidationError, RecursionError) as error:
+            converted, message = None, str(error).replace("`", "")
+        options = get_args(type_) if get_origin(type_) is Literal else ()
+        if options and isinstance(value, str):
+            allowed = " or ".join(f'"{each}"' for each in options)
+            message = message and f'"{value}" is not known; it may be {allowed}{nearest(value, options)}'
+        elif isinstance(converted, float) and math.isnan(converted):
+            message = "expected a number"
+        elif message is not None and path[-1] == "socket_mode":
+            message = f"{message}; a mode is written in octal, as 0o660"
+        if message is None:
+            return converted
+        name = path[:-1] if isinstance(path[-1], int) else path
+        self.fault(path, f"{dotted(name)}: {message[:1].lower()}{message[1:]}")
+        return None
 
     def _key(self, value: Any, path: Path) -> Key | None:
         if not isinstance(value, str):
-            self._fault(path, f"{_dotted(path)}: expected a string that says where the key is: env:NAME or file:/path")
+            self.fault(path, f"{dotted(path)}: expected a string that says where the key is: env:NAME or file:/path")
             return None
+        return self.key(value, path, path)
+
+    def key(self, text: str, path: Path, named: Path) -> Key | None:
+        """A key by what the file says of it, or by what is implied at a path."""
         return read_key(
-            value,
-            self._source,
+            text,
+            self.source,
             of_caller=path[0] == "callers",
-            fault=lambda message: self._fault(path, f"{_dotted(path)}: {message}"),
-            warn=lambda message: self._warn(path, f"{_dotted(path)}: {message}"),
+            fault=lambda message: self.fault(path, f"{dotted(named)}: {message}"),
+            warn=lambda message: self.warn(path, f"{dotted(named)}: {message}"),
         )
 
-    # -- what no type can say
 
-    def _check(self, config: Config) -> None:
-        for name, table in config.providers.items():
-            self._provider(name, table, config)
-        if not config.providers:
-            self._fault((), "no provider is configured: add [providers.openai], or another")
-        for name, model in config.models.items():
-            self._model(name, model.targets, config)
-        digests: dict[bytes | None, str] = {}
-        for name, caller in config.callers.items():
-            if (other := digests.setdefault(caller.key.digest, name)) != name:
-                self._fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
-        self._listeners(config)
-
-    def _provider(self, name: str, table: Provider, config: Config) -> None:
-        path: Path = ("providers", name)
-        kind = table.kind or name
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            self._fault(
-                path, f"the provider's name {name!r} may have letters, digits, dots, dashes and underscores only"
-            )
-        if kind not in KINDS:
-            at = (*path, "kind") if table.kind else path
-            hint = nearest(kind, KINDS) or '; a provider of your own needs kind = "openai-compatible"'
-            self._fault(at, f'no provider is built in by the name "{kind}"{hint}')
-            return
-        if kind == "openai-compatible" and table.base_url is None:
-            self._fault(path, f'[{_dotted(path)}] needs the option "base_url": where it is served, with its /v1')
-        for option in ("base_url", "proxy"):
-            if (url := getattr(table, option)) and (problem := _url_problem(url, proxy=option == "proxy")):
-                self._fault((*path, option), f"{_dotted(path)}.{option}: {problem}")
-        for header, value in table.headers.items():
-            if not _HEADER.fullmatch(header) or not value.isprintable() or not value.isascii():
-                self._fault((*path, "headers", header), f"{header!r} is not a header, or its value is not plain text")
-        if not table.tls_verify:
-            self._warn(
-                (*path, "tls_verify"), f"{_dotted(path)}: TLS is not verified: whoever is in between reads its key"
-            )
-        if table.api_key is None and kind not in KEYLESS:
-            variable = KEY_VARIABLES[kind]
-            key = read_key(
-                f"env:{variable}",
-                self._source,
-                of_caller=False,
-                fault=lambda message: self._fault(path, message),
-                warn=lambda message: self._warn(path, f"{_dotted(path)}: {message}"),
-            )
-            config.providers[name] = msgspec.structs.replace(table, api_key=key)
-
-    def _model(self, name: str, targets: tuple[str, ...], config: Config) -> None:
-        path: Path = ("models", name, "targets")
-        if not targets:
-            self._fault(path, f"[models.{name}] needs a target, as provider/model")
-        for index, target in enumerate(targets):
-            provider, slash, model = target.partition("/")
-            if slash and model and provider in config.providers:
-                continue
-            where: Path = (*path, index) if (*path, index) in self._locator.places else path
-            if target in config.models:
-                self._fault(where, f'the target "{target}" is itself a name of [models]; name a provider/model')
-            elif not slash or not model:
-                self._fault(where, f'the target "{target}" is not of the form provider/model')
-            else:
-                hint = nearest(provider, config.providers)
-                self._fault(where, f'the target "{target}" names no configured provider{hint}')
-
-    def _listeners(self, config: Config) -> None:
-        server = config.server
-        if not server.listen:
-            self._fault(("server", "listen"), "there is nothing to listen on")
-        if (server.tls_cert is None) != (server.tls_key is None):
-            self._fault(("server",), "tls_cert and tls_key go together")
-        for index, address in enumerate(server.listen):
-            path: Path = ("server", "listen", index)
-            if (problem := address_problem(address)) or (
-                not config.callers and (problem := exposed(address, server.socket_mode))
-            ):
-                self._fault(path, problem)
+def _kind(value: object) -> str:
+    return {bool: "bool", dict: "table"}.get(type(value), type(value).__name__)
 
 
-def _dotted(path: Path) -> str:
-    return ".".join(map(str, path))
+def _options(table: type[Table], found: dict[str, bool]) -> dict[str, bool]:
+    """The names of every option below a table, and whether its value may be shown: no key, and no header's value."""
+    for field in msgspec.structs.fields(table):
+        found[field.name] = Key not in (field.type, *get_args(field.type)) and field.name != "headers"
+        for inner in (field.type, *get_args(field.type)):
+            if isinstance(inner, type) and issubclass(inner, Table):
+                _options(inner, found)
+    return found
 
 
-def _hidden(line: str) -> str:
-    """A line to be shown: what may be a key in it is stars."""
-    return re.sub(
-        r'((?:key|keys|token|secret|password|authorization)"?\s*=\s*)(?!"(?:env|file):)(?:"[^"]*"?|\S+)',
-        r'\1"***"',
-        line,
-        flags=re.IGNORECASE,
-    )
+_SHOWN: Final = {name for name, shown in _options(Config, {}).items() if shown}
+_KNOWN: Final = frozenset((*_options(Config, {}), *KINDS, "true", "false"))
 
 
-def _url_problem(url: str, *, proxy: bool = False) -> str | None:
-    if url.startswith("unix:") and not proxy:
-        return None if url.startswith("unix:/") else "unix: takes an absolute path"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return f"{_without_user(url)!r} is not a URL"
-    if parts.scheme not in (("http",) if proxy else ("http", "https")) or not parts.hostname or port == 0:
-        return f"{_without_user(url)!r} is not of the form {'http://host:port' if proxy else 'http(s)://host[:port][/path]'}"
-    if (parts.username or parts.password) and not proxy:
-        return "a URL must not hold a user or password; use api_key or headers"
-    if parts.query or parts.fragment:
-        return "a base URL has no query and no fragment"
-    return None
-
-
-def _without_user(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)
-
-
-def address_problem(address: str) -> str | None:
-    """Why something is not an address to listen on."""
-    if address.startswith("unix:"):
-        return None if address.startswith("unix:/") else f"{address!r}: unix: takes an absolute path"
-    if address.startswith("fd:"):
-        return None if address.removeprefix("fd:").isdigit() else f"{address!r}: fd: takes a number"
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        return f"{address!r} is not an address: host:port, unix:/path or fd:N"
-    name = host.removeprefix("[").removesuffix("]")
-    if name not in ("", "localhost"):
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return f"{address!r}: listen on an IP address, not on a name"
-    return None
-
-
-def exposed(address: str, socket_mode: int) -> str | None:
-    """Why an address must not be listened on without callers' keys: others than this machine's user reach it."""
-    if address.startswith("fd:"):
-        return None
-    if address.startswith("unix:"):
-        if socket_mode & 0o002:
-            return f"{address}: with socket_mode {socket_mode:04o} anybody may use it; add [callers], or take o-w away"
-        return None
-    name = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    if name == "localhost" or (name and ipaddress.ip_address(name).is_loopback):
-        return None
-    return (
-        f"{address} can be reached from other machines, and no [callers] are configured: anybody could spend your keys"
-    )
-
-
-# -- showing
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of the file, for editors."""
-    return msgspec.json.schema(Config, schema_hook=_schema_hook)
-
-
-def _schema_hook(type_: type) -> dict[str, Any]:
-    return {"type": "string", "description": "env:NAME, file:/path, caller, or (callers) sha256:HEX"}
-
-
-def effective(loaded: Loaded, flags: Mapping[str, str]) -> str:
-    """The configuration in force, a line an option, each with where it comes from; secrets as stars."""
-    lines: list[str] = []
-    _show(loaded.config, (), loaded.sources, flags, lines)
-    return "\n".join(lines)
-
-
-def _show(
-    table: Any, path: tuple[str, ...], sources: Mapping[str, str], flags: Mapping[str, str], out: list[str]
-) -> None:
-    plain: list[str] = []
-    nested: list[tuple[str, Any]] = []
-    for name in table.__struct_fields__:
-        value = getattr(table, name)
-        if isinstance(value, Table):
-            nested.append((name, value))
-        elif isinstance(value, dict) and value and all(isinstance(each, Table) for each in value.values()):
-            nested += [(f"{name}.{key}", each) for key, each in value.items()]
-        else:
-            dotted = ".".join((*path, name))
-            origin = flags.get(dotted) or sources.get(dotted) or "default"
-            if isinstance(value, Key) and value.source.startswith("env:") and dotted not in sources:
-                origin = value.source
-            plain.append(f"{name} = {_shown(value)}  # {origin}")
-    if plain:
-        out += [f"[{'.'.join(path)}]" if path else "", *plain, ""]
-    for name, value in nested:
-        _show(value, (*path, *name.split(".", 1)), sources, flags, out)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Key):
-        state = "missing" if value.missing else "the caller's own" if value.source == "caller" else "**********"
-        return f'"{value.source}" ({state})' if not value.source.startswith("sha256:") else '"sha256:**********"'
-    if value is None:
-        return "(none)"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_shown(each)}" for key, each in value.items()) + " }" if value else "{}"
-    return msgspec.json.encode(value).decode()
+def _shows(path: Path, literal: str) -> bool:
+    """May a value stand in what is told of a fault? A key may not, nor what is not known to be none."""
+    names = [part for part in path if isinstance(part, str)]
+    if "headers" in names or names[-1] not in _SHOWN:
+        return _REFERENCE.fullmatch(literal) is not None
+    return "@" not in literal and "-----BEGIN" not in literal

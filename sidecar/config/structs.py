@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from sidecar.config.addresses import without_user
 from sidecar.secret import Secret
 
 # Where a provider's key is looked for when its table names none, and what zero-config goes by.
@@ -41,12 +42,20 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key by reference. `source`: what the file says ("env:NAME", "file:/path", "caller", "sha256:...", or "inline")."""
+    """A key by reference. `source`: what the file says (env:NAME, file:/path, caller, sha256:...), or "inline"."""
 
     source: str
     secret: Secret | None = None  # None: it is missing, or the caller's own, or only its digest is kept
     digest: bytes | None = None  # SHA-256, of callers' keys
     missing: str | None = None  # why there is no secret, in words for a person
+
+    def __repr__(self) -> str:
+        return f"Key({self.shown!r})"
+
+    @property
+    def shown(self) -> str:
+        """Its source, to be shown: of a digest stars, since a weak key could be guessed from it."""
+        return "sha256:**********" if self.source.startswith("sha256:") else self.source
 
 
 class Timeouts(Table, frozen=True):
@@ -74,7 +83,7 @@ class Limits(Table, frozen=True):
 
 
 class Queue(Table, frozen=True):
-    """[queue]: requests that wait for a limit on concurrency. `length`: for each limit; as many as the limit by default."""
+    """[queue]: requests that wait for a limit on concurrency. `length`: for each limit, by default as many as it."""
 
     length: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
@@ -118,6 +127,13 @@ class Provider(Table, frozen=True):
     timeouts: Timeouts = Timeouts()
     pool: Pool = Pool()
     limits: Limits = Limits()
+
+    def __repr__(self) -> str:
+        """Without what may hold a secret: the values of headers, and a proxy's password."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["headers"] = dict.fromkeys(self.headers, "**********")
+        shown["proxy"] = self.proxy and without_user(self.proxy)
+        return f"Provider({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class Model(Table, frozen=True):

@@ -1,4 +1,4 @@
-"""One connection to a provider: a thin pump between a codec that does no IO (wire.http1) and a stream that knows no HTTP.
+"""One connection to a provider: a thin pump between a codec without IO (wire.http1) and a stream that knows no HTTP.
 
 A connection is used again only if the answer ended exactly at its framed end, with not a byte behind it (R6).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import select
 from typing import Final, Protocol, cast
 
 from sidecar.clock import Alarm
@@ -67,29 +68,29 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """See the module. Fields above the line live as long as the connection, those below as long as one exchange."""
+    """See the module."""
 
     __slots__ = (
         "_alarm",
-        "_loop",
-        "_origin",
-        "_owner",
-        "_paused",
-        "_reader",
-        "_transport",
-        "born",
-        "idle_since",
-        "phase",
-        "retire_at",
-        "uses",
-        # ---
         "_buffer",
         "_deadline",
         "_error",
         "_got",
         "_head",
+        "_loop",
+        "_origin",
+        "_owner",
+        "_paused",
+        "_poll",
+        "_reader",
+        "_transport",
         "_waiter",
+        "born",
+        "idle_since",
+        "phase",
+        "retire_at",
         "size",
+        "uses",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, origin: str, retire_at: float) -> None:
@@ -100,11 +101,13 @@ class Connection(asyncio.Protocol):
         self._reader = ResponseReader(_LIMITS)
         self._transport: asyncio.Transport | None = None
         self._paused = False
+        self._poll: select.poll | None = None
         self.phase = Phase.IDLE
         self.born = loop.time()
         self.retire_at = retire_at
         self.idle_since = self.born
         self.uses = 0
+        # What follows lives as long as one exchange.
         self._buffer: list[bytes] = []
         self._deadline: Deadline | None = None
         self._error: ProviderError | Stale | None = None
@@ -122,6 +125,9 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
+            raise Stale
+        if self.uses and self._readable():
+            self.abort()
             raise Stale
         try:
             head = _write_head(outbound)
@@ -212,6 +218,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        if self.phase is Phase.LOST:  # inside a tunnel, bytes may come before this call
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.phase is not Phase.BODY and self.phase is not Phase.HEAD:
@@ -246,9 +254,15 @@ class Connection(asyncio.Protocol):
             try:
                 if self._reader.end():
                     self.phase = Phase.ENDED
+                    self._alarm.clear()
                     self._wake()
             except Malformed:
-                pass  # connection_lost comes next and calls it a cut
+                pass  # a cut
+        if self.phase is not Phase.ENDED:  # at once: connection_lost would wait until what we still write is taken
+            transport = self._transport
+            self.connection_lost(None)
+            if transport is not None:
+                transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -260,6 +274,14 @@ class Connection(asyncio.Protocol):
         self._gone(self._error)
 
     # -- inside
+
+    def _readable(self) -> bool:
+        """Is there anything to read, or an end, that the loop has not told of yet? It would be taken for the answer."""
+        if self._poll is None:
+            assert self._transport is not None
+            self._poll = select.poll()
+            self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     async def _wait(self) -> None:
         """Until something has happened."""
@@ -321,12 +343,14 @@ class Connection(asyncio.Protocol):
 
 
 def _write_head(outbound: Outbound) -> bytes:
-    """The head on the wire. The only place of the product where a secret is revealed. Raises UpstreamProtocol, unsent."""
+    """The head on the wire; the only place of the product where a secret is revealed. Raises UpstreamProtocol."""
     headers = [(b"host", outbound.host), *outbound.headers, (b"content-length", b"%d" % len(outbound.body))]
     if (auth := outbound.auth) is not None:
         headers.append((auth.header, auth.prefix + auth.secret.reveal().encode("latin-1", "replace")))
     try:
         lines = head_lines(headers)
+        if outbound.path.split() != [outbound.path]:
+            raise Malformed("a path with white space in it")
     except Malformed as error:
         raise UpstreamProtocol(f"the request for {outbound.origin.name} cannot be sent: {error.message}") from None
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (outbound.method, outbound.path, lines)

@@ -23,18 +23,30 @@ from sidecar.wire.http1 import Limits, ResponseHead, ResponseReader
 Make = Callable[[], Connection]
 
 _PROXY_LIMITS: Final = Limits(header_bytes=16384)
+_NOT_TLS: Final = "the answer is not TLS; is the port one of plain HTTP?"
+_TOO_OLD: Final = "it speaks no TLS of version 1.2 or newer"
+_HUNG_UP: Final = "the connection was closed in the handshake; does the port speak TLS 1.2 or newer?"
+_TLS_REASONS: Final = {  # of OpenSSL, where its words do not say it
+    "WRONG_VERSION_NUMBER": _NOT_TLS,
+    "HTTP_REQUEST": _NOT_TLS,
+    "PACKET_LENGTH_TOO_LONG": _NOT_TLS,
+    "RECORD_LAYER_FAILURE": _NOT_TLS,
+    "UNSUPPORTED_PROTOCOL": _TOO_OLD,
+    "TLSV1_ALERT_PROTOCOL_VERSION": _TOO_OLD,
+}
 
 
 class Dialer:
-    """Makes connections. `proxies`: the environment's proxy variables (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY)."""
+    """Makes connections. `proxies`: the environment's HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."""
 
     def __init__(self, proxies: Mapping[str, str]) -> None:
         self._proxies = proxies
         self._resolver = Resolver()
         self._contexts: dict[Tls, ssl.SSLContext] = {}
+        self._building: dict[Tls, asyncio.Future[ssl.SSLContext]] = {}  # by a thread each, for all who dial meanwhile
 
     async def dial(self, origin: Origin, deadline: Deadline, make: Make) -> Connection:
-        """A connection that may be used. Raises ConnectFailed, TlsFailed, UpstreamTimeout(connect); nothing was sent."""
+        """A connection to use. Raises ConnectFailed, TlsFailed, UpstreamTimeout(connect); not a byte was sent."""
         loop = asyncio.get_running_loop()
         at = min(loop.time() + deadline.connect, deadline.at)
         try:
@@ -45,6 +57,8 @@ class Dialer:
                 f"provider {origin.name}: no connection to {_where(origin)} within {deadline.connect:g} s",
                 phase="connect",
             ) from None
+        except ConnectFailed as error:
+            raise type(error)(f"provider {origin.name}: {error.message}") from None
         except ssl.SSLError as error:
             raise TlsFailed(f"provider {origin.name}: TLS with {origin.host} failed: {_tls_words(error)}") from None
         except OSError as error:
@@ -88,6 +102,10 @@ class Dialer:
                     return connection  # type: ignore[return-value]  # what `make` makes; callers give what they take
             except ssl.SSLError:
                 raise
+            except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
+                if context is not None:
+                    raise TlsFailed(f"TLS with {name} failed: {_HUNG_UP}") from None
+                failure = error
             except TimeoutError:
                 failure = TimeoutError("timed out")
             except OSError as error:
@@ -100,11 +118,20 @@ class Dialer:
     ) -> Connection:
         """A tunnel by CONNECT (RFC 9110 9.3.6), then TLS to the origin inside it."""
         loop = asyncio.get_running_loop()
-        parts = urlsplit(proxy)
-        if parts.scheme not in ("http", "") or not parts.hostname:
-            raise ConnectFailed(f"provider {origin.name}: the proxy must be given as http://host:port")
+        try:
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:  # the port is none; its text may be half a password, so it is not repeated
+            parts, host, port = None, None, 0
+        if parts is None or parts.scheme != "http" or not host:
+            raise ConnectFailed("the proxy must be given as http://host:port")
         tunnel = _Tunnel(loop)
-        await self._connect(parts.hostname, parts.port or 80, at, lambda: tunnel, None, None)
+        try:
+            await self._connect(host, port, at, lambda: tunnel, None, None)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise ConnectFailed(f"cannot connect to the proxy {host}:{port}: {_words(error)}") from None
         try:
             await tunnel.open(origin, parts.username, parts.password)
             transport = tunnel.transport
@@ -127,15 +154,28 @@ class Dialer:
     async def _context(self, tls: Tls) -> ssl.SSLContext:
         """Built once for each way to trust, off the loop: reading the roots takes milliseconds."""
         context = self._contexts.get(tls)
-        if context is None:
-            context = self._contexts[tls] = await _in_thread(lambda: make_context(tls))
-        return context
+        if context is not None:
+            return context
+        building = self._building.get(tls)
+        if building is None:
+            building = self._building[tls] = _in_thread(lambda: make_context(tls))
+            building.add_done_callback(lambda built: self._built(tls, built))
+        return await asyncio.shield(building)
+
+    def _built(self, tls: Tls, built: asyncio.Future[ssl.SSLContext]) -> None:
+        del self._building[tls]
+        if not built.cancelled() and built.exception() is None:
+            self._contexts[tls] = built.result()
 
 
 def make_context(tls: Tls) -> ssl.SSLContext:
-    """TLS 1.2 or newer, name and chain verified; the system's roots and certifi's, or the one file that is configured."""
+    """TLS 1.2 or newer, name and chain verified, with the system's roots and certifi's or the one file configured."""
     if tls.ca is not None:
-        context = ssl.create_default_context(cafile=tls.ca)
+        try:
+            context = ssl.create_default_context(cafile=tls.ca)
+        except OSError as error:
+            words = "it holds no certificate" if isinstance(error, ssl.SSLError) else _words(error)
+            raise TlsFailed(f"tls_ca: {tls.ca} cannot be used: {words}") from None
     else:
         context = ssl.create_default_context()
         context.load_verify_locations(certifi.where())
@@ -147,7 +187,7 @@ def make_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-async def _in_thread(build: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+def _in_thread(build: Callable[[], ssl.SSLContext]) -> asyncio.Future[ssl.SSLContext]:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ssl.SSLContext] = loop.create_future()
 
@@ -160,13 +200,19 @@ async def _in_thread(build: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
             future.set_exception(error)
 
     def run() -> None:
+        context: ssl.SSLContext | None = None
+        failure: Exception | None = None
         try:
-            loop.call_soon_threadsafe(tell, build(), None)
-        except OSError as error:  # the CA file is gone, or is none; ssl.SSLError is one too
-            loop.call_soon_threadsafe(tell, None, error)
+            context = build()
+        except (TlsFailed, OSError) as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(tell, context, failure)
+        except RuntimeError:  # the loop has closed meanwhile
+            return
 
     threading.Thread(target=run, name="sidecar-tls", daemon=True).start()
-    return await future
+    return future
 
 
 class _Tunnel(asyncio.Protocol):
@@ -188,7 +234,7 @@ class _Tunnel(asyncio.Protocol):
         self.transport.write(head.encode() + b"\r\n")
         status = await self._status
         if not 200 <= status < 300:
-            raise ConnectFailed(f"provider {origin.name}: the proxy refused the connection with status {status}")
+            raise ConnectFailed(f"the proxy refused the connection with status {status}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
@@ -266,4 +312,5 @@ def _words(error: OSError) -> str:
 def _tls_words(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message.lower()
-    return (error.reason or str(error)).lower().replace("_", " ")
+    reason = error.reason or str(error)
+    return _TLS_REASONS.get(reason) or reason.lower().replace("_", " ")

@@ -1,4 +1,4 @@
-"""Who may use which connection: one bulkhead per origin, every change of state in a plain function that never awaits."""
+"""Who may use which connection: a bulkhead per origin, every change of state in a plain function that never awaits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
-from sidecar.errors import Draining, PoolExhausted, ProviderError, UpstreamCut
-from sidecar.pool.connection import Answer, Connection, Stale
+from sidecar.errors import Draining, PoolExhausted, UpstreamCut
+from sidecar.pool.connection import Answer, Connection, Phase, Stale
 from sidecar.pool.dial import Dialer
 from sidecar.types import Deadline, Origin, Outbound, PoolLimits
 
@@ -61,11 +61,16 @@ class Bulkhead:
         """Leave to dial, if there is room."""
         if self.dialing + len(self.busy) >= self.limits.max_connections:
             return False
+        if self.idle and self.dialing + len(self.busy) + len(self.idle) >= self.limits.max_connections:
+            next(iter(self.idle)).shut()  # a fresh one was asked for: the longest idle makes room
         self.dialing += 1
         self.dials += 1
         return True
 
     def dialed(self, connection: Connection) -> None:
+        if connection.phase is Phase.LOST:  # closed in the moment it was made
+            self.undialed()
+            return
         self.dialing -= 1
         self.busy.add(connection)
 
@@ -76,6 +81,8 @@ class Bulkhead:
 
     def freed(self, connection: Connection) -> None:
         """An exchange has ended well: the connection goes to the first who waits, or is idle."""
+        if connection.phase is Phase.LOST:  # while it changed hands
+            return
         if connection.retire_at <= connection.idle_since or self._pool.closed:
             connection.shut()
         elif waiter := self._first():
@@ -95,7 +102,8 @@ class Bulkhead:
             self._grant_room()
 
     def _grant_room(self) -> None:
-        if self.waiting and self.reserve() and (waiter := self._first()):
+        if self.dialing + len(self.busy) < self.limits.max_connections and (waiter := self._first()):
+            self.reserve()
             waiter.granted.append(None)
             waiter.future.set_result(None)
 
@@ -129,11 +137,10 @@ class Bulkhead:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+        while waiter := self._first():  # before there is room again, which would be theirs
+            waiter.future.set_exception(Draining("the sidecar is shutting down"))
         for connection in [*self.idle, *self.busy]:
             connection.abort()
-        self.idle.clear()
-        while waiter := self._first():
-            waiter.future.set_exception(Draining("the sidecar is shutting down"))
 
     def stats(self) -> dict[str, object]:
         return {
@@ -208,10 +215,15 @@ class Pool:
             bulkhead.undialed()
             raise
         bulkhead.dialed(connection)
+        if self.closed:
+            connection.abort()
+            raise Draining("the sidecar is shutting down")
         return connection
 
     async def _queue(self, bulkhead: Bulkhead, deadline: Deadline) -> Connection | None:
         """Wait for room: a connection, or None for the right to dial."""
+        if len(bulkhead.waiting) >= bulkhead.limits.max_connections:  # shed early: the last would wait in vain
+            raise _exhausted(bulkhead.origin.name)
         waiter = Waiter(self.loop.create_future())
         key = id(waiter)
         bulkhead.waiting[key] = waiter
@@ -253,5 +265,8 @@ class Pool:
 
 def _time_out(future: asyncio.Future[None], name: str) -> None:
     if not future.done():
-        error: ProviderError = PoolExhausted(f"all connections to provider {name} are busy", retry_after=1.0)
-        future.set_exception(error)
+        future.set_exception(_exhausted(name))
+
+
+def _exhausted(name: str) -> PoolExhausted:
+    return PoolExhausted(f"all connections to provider {name} are busy", retry_after=1.0)

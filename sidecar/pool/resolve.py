@@ -15,6 +15,7 @@ Address = tuple[socket.AddressFamily, str]
 TTL_SECONDS: Final = 30.0  # getaddrinfo tells no TTL; within the clamp of 1 to 60 s
 NEGATIVE_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 300.0  # old addresses are better than none while a resolver is away
+PATIENCE_SECONDS: Final = 0.1  # how long a request that has old addresses waits for new ones
 TIMEOUT_SECONDS: Final = 2.0
 MOST_THREADS: Final = 4
 _MOST_NAMES: Final = 1024
@@ -36,7 +37,8 @@ class Resolver:
 
     def __init__(self) -> None:
         self._known: dict[str, Entry] = {}
-        self._asking: dict[str, asyncio.Future[None]] = {}
+        # Look-ups under way, each on a thread, with the loop time at which it counts as hung.
+        self._asking: dict[str, tuple[asyncio.Future[None], float]] = {}
 
     async def resolve(self, host: str) -> list[Address]:
         """Addresses in the system's order of preference. Raises ConnectFailed within two seconds."""
@@ -47,27 +49,34 @@ class Resolver:
         entry = self._known.get(host)
         if entry is not None and loop.time() - entry.at < (NEGATIVE_SECONDS if entry.error else TTL_SECONDS):
             return _addresses(host, entry)
-        asking = self._asking.get(host) or self._ask(host, loop)
-        if asking is not None:
-            try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
-                    await asyncio.shield(asking)
-            except TimeoutError:
-                pass  # the thread goes on; what it finds serves the next request
+        old = entry is not None and not entry.error and loop.time() - entry.at < STALE_SECONDS
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS if old else TIMEOUT_SECONDS):
+                await self._look_up(host, loop)
+        except TimeoutError:
+            pass  # the thread goes on; what it finds serves the next request
+        except ConnectFailed:
+            if not old:
+                raise
         fresh = self._known.get(host)
-        if fresh is not None and not fresh.error:
-            return fresh.addresses
-        if entry is not None and entry.addresses and loop.time() - entry.at < STALE_SECONDS:
-            return entry.addresses
-        if fresh is None:
-            raise ConnectFailed(f"the name {host} was not resolved within {TIMEOUT_SECONDS:g} s")
-        return _addresses(host, fresh)
+        if fresh is not None and (old or fresh is not entry):
+            return _addresses(host, fresh)
+        raise ConnectFailed(f"the name {host} was not resolved within {TIMEOUT_SECONDS:g} s")
 
-    def _ask(self, host: str, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
-        if len(self._asking) >= MOST_THREADS:
-            return None
+    async def _look_up(self, host: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Until a thread has asked for the name: one that does already, or ours, once there is one to have."""
+        while (asking := self._asking.get(host)) is None:
+            if len(self._asking) < MOST_THREADS:
+                asking = self._ask(host, loop)
+                break
+            busy = [future for future, hung_at in self._asking.values() if loop.time() < hung_at]
+            if not busy:  # every thread hangs: to wait for one of them would only delay the bad news
+                raise ConnectFailed(f"the name {host} cannot be resolved: all {MOST_THREADS} look-ups under way hang")
+            await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.shield(asking[0])
+
+    def _ask(self, host: str, loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], float]:
         future: asyncio.Future[None] = loop.create_future()
-        self._asking[host] = future
 
         def look_up() -> None:
             addresses: list[Address] = []
@@ -77,13 +86,16 @@ class Resolver:
                 addresses = list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
             except OSError as failure:
                 error = failure.strerror or "unknown"
+            except UnicodeError:  # an empty label, or one of more than 63 bytes
+                error = "not a host name"
             try:
                 loop.call_soon_threadsafe(self._tell, host, addresses, error, loop)
             except RuntimeError:  # the loop has closed meanwhile
                 return
 
         threading.Thread(target=look_up, name=f"sidecar-dns-{host}", daemon=True).start()
-        return future
+        asking = self._asking[host] = (future, loop.time() + TIMEOUT_SECONDS / 2)
+        return asking
 
     def _tell(self, host: str, addresses: list[Address], error: str | None, loop: asyncio.AbstractEventLoop) -> None:
         old = self._known.get(host)
@@ -91,7 +103,7 @@ class Resolver:
             if len(self._known) >= _MOST_NAMES:
                 self._known.clear()
             self._known[host] = Entry(addresses, error, loop.time())
-        future = self._asking.pop(host)
+        future, _ = self._asking.pop(host)
         if not future.done():
             future.set_result(None)
 

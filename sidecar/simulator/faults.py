@@ -10,7 +10,9 @@ from typing import Final
 
 import msgspec
 
-from sidecar.simulator.answers import Answer, Refusal, anthropic_error, data_event, named_event, openai_error
+from sidecar.simulator.answers import Answer, anthropic_error, json_answer, named_event, openai_error
+from sidecar.simulator.checks import Refusal
+from sidecar.simulator.flavours import broken, flavoured, limit_headers
 
 
 class Do(enum.Enum):
@@ -35,6 +37,11 @@ class Playing(msgspec.Struct, frozen=True, kw_only=True):
     gap: float = 0.0  # seconds between events
     argument: int | None = None  # of the fault: `name:argument`
     anthropic: bool = False
+    flavour: str = "openai"
+    request_id: str = "req_sim"
+
+
+NEXT_TURN: Final = 1e-6  # a delay that means: not in one write with what comes before
 
 
 def head(answer: Answer, framing: bytes) -> bytes:
@@ -99,33 +106,38 @@ def stall_after(answer: Answer, how: Playing) -> list[Step]:
 
 
 def drip(answer: Answer, how: Playing) -> list[Step]:
-    """A byte at a time, a millisecond (or the argument) apart."""
-    gap = (1 if how.argument is None else how.argument) / 1000
+    """A byte at a time, a millisecond (or the argument; 0 for no wait, but each in a write of its own) apart."""
+    gap = max((1 if how.argument is None else how.argument) / 1000, NEXT_TURN)
     data = b"".join(step.do for step in plain(answer, how) if isinstance(step.do, bytes))
-    return [Step(gap, data[at : at + 1]) for at in range(len(data))]
+    return [Step(how.latency + gap if at == 0 else gap, data[at : at + 1]) for at in range(len(data))]
 
 
 def split_utf8(answer: Answer, how: Playing) -> list[Step]:
     """Pieces of three bytes, so that writes end inside characters."""
     data = b"".join(step.do for step in plain(answer, how) if isinstance(step.do, bytes))
-    return [Step(0.0, data[at : at + 3]) for at in range(0, len(data), 3)]
+    return [Step(how.latency if at == 0 else NEXT_TURN, data[at : at + 3]) for at in range(0, len(data), 3)]
 
 
 def in_stream(answer: Answer, how: Playing) -> list[Step]:
     """An error inside a 200, in the shape of the API."""
-    error = {"type": "overloaded_error" if how.anthropic else "server_error", "message": "the simulated model broke"}
-    if how.anthropic:
-        event = named_event({"type": "error", "error": error})
-    else:
-        event = data_event({"error": {**error, "param": None, "code": "server_error"}})
+    refusal = Refusal(200, "overloaded_error" if how.anthropic else "api_error", "the simulated model broke")
     if answer.events is None:
-        return plain(msgspec.structs.replace(answer, body=event.partition(b"data: ")[2].strip()), how)
-    return [*_first(answer, how)[0], Step(how.gap, chunk(event) + b"0\r\n\r\n")]
+        refused = anthropic_error(refusal, how.request_id) if how.anthropic else openai_error(refusal)
+        return plain(msgspec.structs.replace(answer, body=refused.body), how)
+    if how.anthropic:
+        error = {"type": refusal.kind, "message": refusal.message}
+        events = [named_event({"type": "error", "error": error})]
+    else:
+        events = broken(how.flavour)
+    steps = _first(answer, how)[0]
+    return [*steps, Step(how.gap, b"".join(map(chunk, events)) + b"0\r\n\r\n")]
 
 
 def no_done(answer: Answer, how: Playing) -> list[Step]:
     """A proper HTTP end, but neither [DONE] nor message_stop."""
-    return plain(msgspec.structs.replace(answer, events=(answer.events or [b""])[:-1]), how)
+    if answer.events is None:
+        return plain(answer, how)
+    return plain(msgspec.structs.replace(answer, events=answer.events[:-1]), how)
 
 
 def truncated(answer: Answer, how: Playing) -> list[Step]:
@@ -202,32 +214,40 @@ def injected(answer: Answer, how: Playing) -> list[Step]:
     return plain(msgspec.structs.replace(answer, headers=[*answer.headers, ("x-bad", "a\rset-cookie: evil=1")]), how)
 
 
-def _status(status: int, kind: str) -> Callable[[Answer, Playing], list[Step]]:
+def _status(status: int, kind: str, code: str | None = None) -> Callable[[Answer, Playing], list[Step]]:
     def refuse(answer: Answer, how: Playing) -> list[Step]:
-        refusal = Refusal(status, kind, f"simulated {status}")
-        refused = anthropic_error(refusal) if how.anthropic else openai_error(refusal)
+        refusal = Refusal(status, kind, f"simulated {status}", code=code)
+        refused = anthropic_error(refusal, how.request_id) if how.anthropic else openai_error(refusal)
+        refused.headers.append(("request-id" if how.anthropic else "x-request-id", how.request_id))
         if status == 429:
             seconds = 1 if how.argument is None else how.argument
-            refused.headers += _limit_headers(seconds, anthropic=how.anthropic)
-        return plain(refused, how)
+            refused.headers += limit_headers(how.flavour, anthropic=how.anthropic, seconds=seconds)
+        return plain(refused if how.anthropic else flavoured(refused, how.flavour), how)
 
     return refuse
 
 
-def _limit_headers(seconds: int, *, anthropic: bool) -> list[tuple[str, str]]:
-    if anthropic:
-        return [
-            ("retry-after", str(seconds)),
-            ("anthropic-ratelimit-requests-limit", "50"),
-            ("anthropic-ratelimit-requests-remaining", "0"),
-            ("anthropic-ratelimit-requests-reset", "2026-01-01T00:00:00Z"),
-        ]
-    return [
-        ("retry-after", str(seconds)),
-        ("x-ratelimit-limit-requests", "60"),
-        ("x-ratelimit-remaining-requests", "0"),
-        ("x-ratelimit-reset-requests", f"{seconds}s"),
-    ]
+def quota(answer: Answer, how: Playing) -> list[Step]:
+    """A spent budget that looks like a rate limit, but does not say when to come again."""
+    if how.anthropic:
+        details = {"error_code": "enforced_spend_limit_reached"}
+        error = {"type": "rate_limit_error", "message": "simulated spend limit", "details": details}
+        body = {"type": "error", "error": error, "request_id": how.request_id}
+        return plain(json_answer(429, body), how)
+    refused = openai_error(Refusal(429, "billing_error", "simulated quota"))
+    return plain(flavoured(refused, how.flavour), how)
+
+
+def loading(answer: Answer, how: Playing) -> list[Step]:
+    """What llama.cpp answers until it has loaded its model."""
+    error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
+    return plain(json_answer(503, {"error": error}), how)
+
+
+def html(answer: Answer, how: Playing) -> list[Step]:
+    """What a CDN in front of a provider answers."""
+    body = b"<html><head><title>502 Bad Gateway</title></head><body>cloud</body></html>"
+    return plain(Answer(502, [("content-type", "text/html")], body), how)
 
 
 FAULTS: Final[dict[str, Callable[[Answer, Playing], list[Step]]]] = {
@@ -253,14 +273,22 @@ FAULTS: Final[dict[str, Callable[[Answer, Playing], list[Step]]]] = {
     "redirect": redirect,
     "huge_headers": huge_headers,
     "injected": injected,
+    "html": html,
+    "loading": loading,
+    "quota": quota,
     "400": _status(400, "invalid_request_error"),
     "401": _status(401, "authentication_error"),
+    "402": _status(402, "billing_error"),
     "403": _status(403, "permission_error"),
     "404": _status(404, "not_found_error"),
+    "408": _status(408, "timeout_error"),
+    "413": _status(413, "request_too_large"),
     "422": _status(422, "invalid_request_error"),
     "429": _status(429, "rate_limit_error"),
+    "498": _status(498, "capacity_exceeded", "capacity_exceeded"),
     "500": _status(500, "api_error"),
     "502": _status(502, "api_error"),
     "503": _status(503, "overloaded_error"),
+    "504": _status(504, "timeout_error"),
     "529": _status(529, "overloaded_error"),
 }

@@ -1,0 +1,165 @@
+"""What no type can say: names that must exist, URLs, addresses, files, and who could reach or read what."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path as FilePath
+from typing import Final, Protocol
+
+import msgspec
+
+from sidecar.config.addresses import address_problem, exposed, url_problem
+from sidecar.config.faults import dotted, nearest
+from sidecar.config.keys import Source, read_file, words, writable
+from sidecar.config.locate import Path
+from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, Config, Key, Provider
+
+_HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
+_OUR_HEADERS: Final = ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer",
+    "upgrade", "expect", "accept-encoding")  # fmt: skip  # framing, which belongs to who writes the message
+_PROVIDER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_NAME: Final = re.compile(r"[!-~]{1,256}")  # goes into logs, metrics and JSON
+
+
+class Reading(Protocol):
+    """The reading whose result is checked."""
+
+    raw: dict[str, object]
+    source: Source
+    broken: set[Path]
+
+    def fault(self, path: Path, message: str) -> None: ...
+    def warn(self, path: Path, message: str) -> None: ...
+    def stands(self, path: Path) -> bool: ...
+    def key(self, text: str, path: Path, named: Path) -> Key | None: ...
+
+
+def check(config: Config, reading: Reading) -> None:
+    """Tell the reading every fault that is left. Gives providers without a key the one their variable holds."""
+    for name, table in config.providers.items():
+        key = _provider(name, table, reading)
+        config.providers[name] = msgspec.structs.replace(table, api_key=key)
+    if not reading.raw.get("providers"):
+        reading.fault((), "no provider is configured: add [providers.openai], or another")
+    for name, model in config.models.items():
+        _model(name, model.targets, reading)
+    digests: dict[bytes | None, str] = {}
+    for name, caller in config.callers.items():
+        _named(("callers", name), reading)
+        if (other := digests.setdefault(caller.key.digest, name)) != name:
+            reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
+    _listeners(config, reading)
+    if config.log.file != "-" and not os.access(os.path.dirname(config.log.file) or ".", os.W_OK | os.X_OK):
+        reading.fault(("log", "file"), f"log.file: the folder of {config.log.file} is not there, or may not be written")
+
+
+def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
+    path: Path = ("providers", name)
+    kind = table.kind or name
+    if not _PROVIDER.fullmatch(name):
+        reading.fault(path, f"the provider's name {name!r} may have letters, digits, dots, dashes and underscores only")
+    _urls(path, table, reading)
+    _headers(path, table, reading)
+    _readable((*path, "tls_ca"), table.tls_ca, reading, secret=False)
+    if not table.tls_verify:
+        reading.warn((*path, "tls_verify"), f"{dotted(path)}: TLS is not verified: whoever is in between reads its key")
+    if (*path, "kind") in reading.broken:
+        return table.api_key
+    if kind not in KINDS:
+        at = (*path, "kind") if table.kind else path
+        hint = nearest(kind, KINDS) or '; a provider of your own needs kind = "openai-compatible"'
+        reading.fault(at, f'no provider is built in by the name "{kind}"{hint}')
+        return table.api_key
+    if kind == "openai-compatible" and not reading.stands((*path, "base_url")):
+        reading.fault(path, f'[{dotted(path)}] needs the option "base_url": where it is served, with its /v1')
+    if table.api_key is None and kind not in KEYLESS and (*path, "api_key") not in reading.broken:
+        return reading.key(f"env:{KEY_VARIABLES[kind]}", path, path)
+    return table.api_key
+
+
+def _urls(path: Path, table: Provider, reading: Reading) -> None:
+    for option, url in (("base_url", table.base_url), ("proxy", table.proxy)):
+        if url is None:
+            continue
+        here = (*path, option)
+        if problem := url_problem(url, proxy=option == "proxy"):
+            reading.fault(here, f"{dotted(here)}: {problem}")
+        elif "@" in url and (problem := reading.source.public()):
+            reading.fault(here, f"{dotted(here)}: a password stands in the file, and {problem}")
+
+
+def _headers(path: Path, table: Provider, reading: Reading) -> None:
+    for header, value in table.headers.items():
+        here = (*path, "headers", header)
+        if not _HEADER.fullmatch(header) or not value.isprintable() or not value.isascii():
+            reading.fault(here, f"{header!r} is not a header, or its value is not plain text")
+        elif header.lower() in _OUR_HEADERS:
+            reading.fault(here, f"the header {header!r} is written by the sidecar itself")
+        elif _SECRET_HEADER.search(header) and (problem := reading.source.public()):
+            reading.fault(here, f"{dotted(here)}: a key stands in the file, and {problem}")
+
+
+def _model(name: str, targets: tuple[str, ...], reading: Reading) -> None:
+    path: Path = ("models", name, "targets")
+    raw = reading.raw.get("providers")
+    providers = raw if isinstance(raw, dict) else {}
+    models = reading.raw["models"]
+    assert isinstance(models, dict)
+    _named(("models", name), reading)
+    if not targets:
+        reading.fault(path, f"[{dotted(path[:2])}] needs a target, as provider/model")
+    for index, target in enumerate(targets):
+        provider, slash, model = target.partition("/")
+        where: Path = (*path, index) if reading.stands((*path, index)) else path
+        if not _NAME.fullmatch(target):
+            reading.fault(where, f"the target {target!r} has spaces or characters beyond ASCII, or no or too many")
+        elif slash and model and provider in providers:
+            continue
+        elif target in models:
+            reading.fault(where, f'the target "{target}" is itself a name of [models]; name a provider/model')
+        elif not slash or not model:
+            reading.fault(where, f'the target "{target}" is not of the form provider/model')
+        else:
+            hint = nearest(provider, providers)
+            reading.fault(where, f'the target "{target}" names no configured provider{hint}')
+
+
+def _named(path: Path, reading: Reading) -> None:
+    if not _NAME.fullmatch(str(path[-1])):
+        reading.fault(path, f"the name {path[-1]!r} has spaces or characters beyond ASCII, or no or too many")
+
+
+def _listeners(config: Config, reading: Reading) -> None:
+    server = config.server
+    path: Path = ("server", "listen")
+    if not server.listen:
+        reading.fault(path, "server.listen: there is nothing to listen on")
+    for option in ("tls_cert", "tls_key"):
+        _readable(("server", option), getattr(server, option), reading, secret=option == "tls_key")
+    if reading.stands(("server", "tls_cert")) != reading.stands(("server", "tls_key")):
+        reading.fault(("server",), "tls_cert and tls_key go together")
+    for index, address in enumerate(server.listen):
+        problem = address_problem(address)
+        if problem is None and not reading.raw.get("callers"):
+            problem = exposed(address, server.socket_mode)
+        if problem is not None:
+            reading.fault((*path, index), problem)
+
+
+def _readable(path: Path, file: str | None, reading: Reading, *, secret: bool) -> None:
+    """A file of certificates, or of the key of one, is there and is not for others to change."""
+    if file is None:
+        return
+    try:
+        _, mode = read_file(FilePath(file), 1)
+    except OSError as error:
+        reading.fault(path, f"{dotted(path)}: {file} cannot be read: {words(error)}")
+        return
+    if (problem := writable(FilePath(file), mode)) is not None:
+        reading.fault(path, f"{dotted(path)}: {problem}")
+    elif secret and mode & 0o077:
+        reading.warn(
+            path, f"{dotted(path)}: {file} has mode {mode & 0o777:04o}, so others may read it: chmod 600 {file}"
+        )

@@ -1,0 +1,102 @@
+"""Showing the configuration: its schema for editors, and what is in force with the source of each value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from sidecar.config.addresses import without_user
+from sidecar.config.faults import dotted
+from sidecar.config.load import Loaded
+from sidecar.config.structs import Config, Key, Table
+
+_STARS: Final = "**********"
+_KEY: Final = {"type": "string", "description": "env:NAME, file:/path, caller, or (callers) sha256:HEX"}
+_ONE_OR_MORE: Final = (("Server", "listen"), ("Model", "targets"))  # a string alone is a list of one
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file, for editors."""
+    whole = msgspec.json.schema(Config, schema_hook=lambda _: {})  # of Secret, which goes with Key
+    tables = whole["$defs"]
+    for table in tables.values():
+        for option in table.get("properties", {}).values():
+            _without_null(option)
+    tables["Key"] = _KEY
+    for table, option in _ONE_OR_MORE:
+        several = tables[table]["properties"][option]
+        about = {"default": several.pop("default")} if "default" in several else {}
+        tables[table]["properties"][option] = {"anyOf": [{"type": "string"}, several], **about}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "sidecar.toml", **whole}
+
+
+def _without_null(option: dict[str, Any]) -> None:
+    """TOML has no null: an option that may be left out is left out."""
+    if "anyOf" in option:
+        kept = [each for each in option.pop("anyOf") if each != {"type": "null"}]
+        option.update(kept[0] if len(kept) == 1 else {"anyOf": kept})
+    if option.get("default", 0) is None:
+        del option["default"]
+    if isinstance(option.get("default"), dict):  # a table's, whose own options say theirs
+        del option["default"]
+
+
+def effective(loaded: Loaded, flags: Mapping[str, str]) -> str:
+    """The configuration in force, a line an option, each with where it comes from; secrets as stars.
+
+    `flags`: dotted path -> the flag that set it.
+    """
+    lines = [f"# {loaded.file or 'no file: from the environment'}"]
+    _show(loaded.config, (), {**loaded.sources, **flags}, lines)
+    return "\n".join(lines)
+
+
+def _show(table: Table, path: tuple[str, ...], sources: Mapping[str, str], out: list[str]) -> None:
+    nested: list[tuple[tuple[str, ...], Table]] = []
+    plain: list[str] = []
+    for name in table.__struct_fields__:
+        value = getattr(table, name)
+        here = (*path, name)
+        if isinstance(value, Table):
+            nested.append((here, value))
+        elif isinstance(value, dict) and name != "headers" and name != "rename":
+            nested += [((*here, each), one) for each, one in value.items()]
+        else:
+            plain.append(f"{name} = {_shown(name, value)}  # {_origin(here, value, sources)}")
+    if plain:
+        out += ["", f"[{dotted(path)}]", *plain]
+    for here, each in nested:
+        _show(each, here, sources, out)
+
+
+def _origin(path: tuple[str, ...], value: Any, sources: Mapping[str, str]) -> str:
+    if (source := sources.get(dotted(path))) is not None:
+        return source
+    return value.source if isinstance(value, Key) and value.source.startswith("env:") else "default"
+
+
+def _shown(name: str, value: Any) -> str:
+    match value:
+        case None:
+            return "(none)"
+        case Key():
+            return f'"{value.shown}" ({_state(value)})'
+        case tuple():
+            return "[" + ", ".join(_shown(name, each) for each in value) + "]"
+        case dict():
+            stars = dict.fromkeys(value, _STARS) if name == "headers" else value
+            return "{ " + ", ".join(f"{dotted((key,))} = {_shown(key, each)}" for key, each in stars.items()) + " }"
+        case str():
+            return msgspec.json.encode(without_user(value)).decode()
+        case _ if name == "socket_mode":
+            return f"0o{value:o}"
+        case _:
+            return msgspec.json.encode(value).decode()
+
+
+def _state(key: Key) -> str:
+    if key.missing is not None:
+        return "missing"
+    return "the caller's own" if key.source == "caller" else _STARS
