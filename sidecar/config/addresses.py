@@ -62,8 +62,8 @@ def url_problem(url: str, *, proxy: bool = False) -> str | None:
         return f"{without_user(url)!r} is not of the form {form}"
     if "@" in parts.netloc and not proxy:
         return "a URL must not hold a user or password; use api_key or headers"
-    if "?" in url or "#" in url:
-        return "a base URL has no query and no fragment"
+    if "#" in url or (proxy and "?" in url):
+        return "a base URL has no fragment, and a proxy's no query"
     return None
 
 

@@ -13,7 +13,7 @@ from sidecar.config.addresses import address_problem, exposed, url_problem
 from sidecar.config.faults import dotted, nearest
 from sidecar.config.keys import Source, read_file, words, writable
 from sidecar.config.locate import Path
-from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, Config, Key, Provider
+from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider
 
 _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
@@ -72,7 +72,7 @@ def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
         hint = nearest(kind, KINDS) or '; a provider of your own needs kind = "openai-compatible"'
         reading.fault(at, f'no provider is built in by the name "{kind}"{hint}')
         return table.api_key
-    if kind == "openai-compatible" and not reading.stands((*path, "base_url")):
+    if kind in PLACELESS and not reading.stands((*path, "base_url")):
         reading.fault(path, f'[{dotted(path)}] needs the option "base_url": where it is served, with its /v1')
     if table.api_key is None and kind not in KEYLESS and (*path, "api_key") not in reading.broken:
         return reading.key(f"env:{KEY_VARIABLES[kind]}", path, path)

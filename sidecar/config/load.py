@@ -16,12 +16,13 @@ from sidecar.config.checks import check
 from sidecar.config.faults import ConfigError, Fault, dotted, nearest
 from sidecar.config.keys import Source, loose, read_file, read_key, words, writable
 from sidecar.config.locate import Locator, Path, masked
-from sidecar.config.structs import KEY_VARIABLES, KINDS, Config, Key, Provider, Table
+from sidecar.config.structs import KEY_VARIABLES, KINDS, PLACELESS, Config, Key, Provider, Table
 
 _PROXIES: Final = ("https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 _DEFAULT_FILE: Final = "sidecar.toml"
 _MOST_BYTES: Final = 1024 * 1024
 _MOST_FAULTS: Final = 100  # that are told of one file
+_MOST_NAMES: Final = 10  # of variables, where none is set
 _REFERENCE: Final = re.compile(r"""(["'])(?:env:[A-Z][A-Z0-9_]*|file:[\w./-]+|caller)\1""")
 
 
@@ -59,14 +60,16 @@ def _from_environment(env: Mapping[str, str]) -> Loaded:
     faults: list[Fault] = []
     providers: dict[str, Provider] = {}
     sources: dict[str, str] = {}
-    for name, variable in KEY_VARIABLES.items():
-        if env.get(variable, "").strip() and name != "grok":  # the other name of xai
+    kinds = {variable: name for name, variable in reversed(KEY_VARIABLES.items()) if name not in PLACELESS}
+    for variable, name in reversed(kinds.items()):  # by a row's first name; its others have the same variable
+        if env.get(variable, "").strip():
             providers[name] = Provider(kind=name, api_key=_variable(variable, env, faults))
             sources[f"providers.{name}.kind"] = sources[f"providers.{name}.api_key"] = f"env:{variable}"
     if not providers:
-        names = ", ".join(dict.fromkeys(KEY_VARIABLES.values()))
+        names = ", ".join([*reversed(kinds)][:_MOST_NAMES])
         message = (
-            f"no {_DEFAULT_FILE} here, no $SIDECAR_CONFIG, and no provider's key in the environment; set one of {names}"
+            f"no {_DEFAULT_FILE} here, no $SIDECAR_CONFIG, and no provider's key in the environment; "
+            f"set {names}, or another's"
         )
         faults.append(Fault(file="", message=message))
     if faults:

@@ -14,12 +14,16 @@ from sidecar.secret import Secret
 KEY_VARIABLES: Final = {
     "openai": "OPENAI_API_KEY",
     "anthropic": "ANTHROPIC_API_KEY",
+    "azure": "AZURE_OPENAI_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "google": "GEMINI_API_KEY",
     "xai": "XAI_API_KEY",
     "grok": "XAI_API_KEY",
     "openrouter": "OPENROUTER_API_KEY",
     "blackbox": "BLACKBOX_API_KEY",
     "groq": "GROQ_API_KEY",
     "mistral": "MISTRAL_API_KEY",
+    "cohere": "COHERE_API_KEY",
     "deepseek": "DEEPSEEK_API_KEY",
     "together": "TOGETHER_API_KEY",
     "fireworks": "FIREWORKS_API_KEY",
@@ -27,8 +31,35 @@ KEY_VARIABLES: Final = {
     "cerebras": "CEREBRAS_API_KEY",
     "nvidia": "NVIDIA_API_KEY",
     "huggingface": "HF_TOKEN",
+    "alibaba": "DASHSCOPE_API_KEY",
+    "dashscope": "DASHSCOPE_API_KEY",
+    "moonshot": "MOONSHOT_API_KEY",
+    "kimi": "MOONSHOT_API_KEY",
+    "zai": "ZAI_API_KEY",
+    "minimax": "MINIMAX_API_KEY",
+    "stepfun": "STEPFUN_API_KEY",
+    "writer": "WRITER_API_KEY",
+    "inception": "INCEPTION_API_KEY",
+    "upstage": "UPSTAGE_API_KEY",
+    "voyage": "VOYAGE_API_KEY",
+    "sambanova": "SAMBANOVA_API_KEY",
+    "deepinfra": "DEEPINFRA_API_KEY",
+    "novita": "NOVITA_API_KEY",
+    "nebius": "NEBIUS_API_KEY",
+    "siliconflow": "SILICONFLOW_API_KEY",
+    "baseten": "BASETEN_API_KEY",
+    "friendli": "FRIENDLI_TOKEN",
+    "scaleway": "SCALEWAY_API_KEY",
+    "ovhcloud": "OVHCLOUD_API_KEY",
+    "wandb": "WANDB_API_KEY",
+    "chutes": "CHUTES_API_KEY",
+    "venice": "VENICE_API_KEY",
+    "poe": "POE_API_KEY",
+    "vercel": "AI_GATEWAY_API_KEY",
+    "requesty": "REQUESTY_API_KEY",
 }
-KEYLESS: Final = ("ollama", "vllm", "llamacpp", "openai-compatible")
+KEYLESS: Final = ("ollama", "vllm", "sglang", "llamacpp", "lmstudio", "openai-compatible")
+PLACELESS: Final = ("azure", "openai-compatible")  # have no base URL of their own, so that a table must give one
 KINDS: Final = (*KEY_VARIABLES, *KEYLESS)
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
