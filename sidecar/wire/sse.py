@@ -13,6 +13,9 @@ from sidecar.errors import UpstreamProtocol
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 
+_OVERLAP = 3  # of the four bytes of the longest boundary, so many may have come before
+_BOM = b"\xef\xbb\xbf"
+_BOM_LINE = re.compile(rb"(^|[\r\n])\xef\xbb\xbf")
 _LINE = re.compile(rb"\r\n|\n|\r")
 # An empty line: two line ends in a row. A lone CR at the very end may be half of a CRLF.
 _BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
@@ -28,44 +31,50 @@ class Event(NamedTuple):
 class Splitter:
     """Cuts a byte stream behind whole events: `feed` answers the whole ones, byte for byte, and holds the rest."""
 
-    __slots__ = ("_held", "_max", "_searched")
+    __slots__ = ("_held", "_max")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._held = b""
-        self._searched = 0
+        self._held = bytearray()
         self._max = max_event_bytes
 
     @property
     def held(self) -> bytes:
         """Bytes of an event that has not ended."""
-        return self._held
+        return bytes(self._held)
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of all events that are whole by now. Raises UpstreamProtocol when one event is too long."""
-        if not self._held and data.endswith(b"\n\n"):  # what nearly every provider sends nearly every time
+        held = self._held
+        if not held and data.endswith(b"\n\n"):  # what nearly every provider sends nearly every time
             return data
-        whole = self._held + data if self._held else data
-        cut = _last_boundary(whole, max(self._searched - 3, 0))
-        self._held = whole[cut:] if cut else whole
-        self._searched = len(self._held)
-        if len(self._held) > self._max:
+        tail = bytes(held[-_OVERLAP:])
+        end = _last_boundary(tail + data)
+        if end:
+            cut = end - len(tail)  # never less than 0: what ended inside the tail was found before
+            whole = bytes(held) + data[:cut]
+            held[:] = data[cut:]
+        else:
+            whole = b""
+            held += data
+        if len(held) > self._max:
             raise UpstreamProtocol(f"an event of more than {self._max} bytes")
-        return whole[:cut] if cut else b""
+        return whole
 
 
-def _last_boundary(data: bytes, start: int) -> int:
-    """Where the last whole event ends, looking from `start` on; 0 when none does."""
-    cut = data.rfind(b"\n\n", start) + 2
-    crlf = data.rfind(b"\r\n\r\n", start) + 4
-    best = max(cut if cut > 1 else 0, crlf if crlf > 3 else 0)
-    if b"\r" in data:  # lone CRs and mixtures: rare, so found the careful way
-        for match in _BOUNDARY.finditer(data, max(best - 1, start)):
-            best = max(best, match.end())
-    return best
+def _last_boundary(data: bytes) -> int:
+    """Where the last whole event ends; 0 when none does."""
+    if b"\r" not in data:
+        return data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+    end = 0
+    for match in _BOUNDARY.finditer(data):  # rare, so found the careful way
+        end = match.end()
+    return end
 
 
 def events(block: bytes) -> list[Event]:
     """The events in a block of whole events. Comments, `id` and `retry` are passed over; so are events without data."""
+    if _BOM in block:  # at a stream's start; a block does not know whether it is that, so it goes from any line's
+        block = _BOM_LINE.sub(rb"\1", block)
     found: list[Event] = []
     name = ""
     lines: list[bytes] = []
