@@ -1,4 +1,4 @@
-"""The configuration: one TOML file, one frozen struct, one package that reads it; nothing else reads the environment."""
+"""The configuration: one TOML file, one frozen struct, one package that reads it, and alone the environment."""
 
 from sidecar.config.addresses import address_problem, exposed
 from sidecar.config.faults import ConfigError, Fault

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _MOST_SOCKET_PATH: Final = 107  # bytes; what the kernel takes
+_STARS: Final = "**********"
+_USER: Final = re.compile(r"^([A-Za-z0-9+.-]*:?//|).*@", re.DOTALL)
 
 
 def address_problem(address: str) -> str | None:
@@ -57,9 +59,9 @@ def url_problem(url: str, *, proxy: bool = False) -> str | None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return f"{without_user(url)!r} is not a URL of the form {form}"
+        return f"{shown_url(url)!r} is not a URL of the form {form}"
     if parts.scheme not in (("http",) if proxy else ("http", "https")) or not parts.hostname or port == 0:
-        return f"{without_user(url)!r} is not of the form {form}"
+        return f"{shown_url(url)!r} is not of the form {form}"
     if "@" in parts.netloc and not proxy:
         return "a URL must not hold a user or password; use api_key or headers"
     if "#" in url or (proxy and "?" in url):
@@ -67,9 +69,28 @@ def url_problem(url: str, *, proxy: bool = False) -> str | None:
     return None
 
 
-def without_user(url: str) -> str:
-    """A URL to be shown: a user and password are stars."""
-    return re.sub(r"//[^/]*@", "//**********@", url)
+def secretive(url: str) -> bool:
+    """May a URL (a good one) hold a secret: a password, or a query's value that is not known to be none?"""
+    parts = urlsplit(url)
+    return "@" in parts.netloc or _shown_query(parts.query) != parts.query
+
+
+def shown_url(url: str) -> str:
+    """A URL to be shown, stars for a user with password (even of a URL that is none) and for a query's values."""
+    place, mark, query = url.partition("?")
+    return _USER.sub(f"\\1{_STARS}@", place) + mark + _shown_query(query)
+
+
+def _shown_query(query: str) -> str:
+    """`api-version`, which Azure asks for, is no secret; what else may stand there is not known."""
+    return "&".join(map(_shown_pair, query.split("&")))
+
+
+def _shown_pair(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not pair or name == "api-version" or (equals and not value):
+        return pair
+    return f"{name}={_STARS}" if equals else _STARS
 
 
 def _unbracketed(host: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from pathlib import Path as FilePath
 from typing import Final, Protocol
 
 import msgspec
 
-from sidecar.config.addresses import address_problem, exposed, url_problem
+from sidecar.config.addresses import address_problem, exposed, secretive, url_problem
 from sidecar.config.faults import dotted, nearest
 from sidecar.config.keys import Source, read_file, words, writable
 from sidecar.config.locate import Path
-from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider
+from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider, Server
 
 _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
@@ -86,8 +87,8 @@ def _urls(path: Path, table: Provider, reading: Reading) -> None:
         here = (*path, option)
         if problem := url_problem(url, proxy=option == "proxy"):
             reading.fault(here, f"{dotted(here)}: {problem}")
-        elif "@" in url and (problem := reading.source.public()):
-            reading.fault(here, f"{dotted(here)}: a password stands in the file, and {problem}")
+        elif secretive(url) and (problem := reading.source.public()):
+            reading.fault(here, f"{dotted(here)}: a password or key stands in the file, and {problem}")
 
 
 def _headers(path: Path, table: Provider, reading: Reading) -> None:
@@ -136,10 +137,7 @@ def _listeners(config: Config, reading: Reading) -> None:
     path: Path = ("server", "listen")
     if not server.listen:
         reading.fault(path, "server.listen: there is nothing to listen on")
-    for option in ("tls_cert", "tls_key"):
-        _readable(("server", option), getattr(server, option), reading, secret=option == "tls_key")
-    if reading.stands(("server", "tls_cert")) != reading.stands(("server", "tls_key")):
-        reading.fault(("server",), "tls_cert and tls_key go together")
+    _certificate(server, reading)
     for index, address in enumerate(server.listen):
         problem = address_problem(address)
         if problem is None and not reading.raw.get("callers"):
@@ -148,9 +146,28 @@ def _listeners(config: Config, reading: Reading) -> None:
             reading.fault((*path, index), problem)
 
 
+def _certificate(server: Server, reading: Reading) -> None:
+    for option in ("tls_cert", "tls_key"):
+        _readable(("server", option), getattr(server, option), reading, secret=option == "tls_key")
+    if reading.stands(("server", "tls_cert")) != reading.stands(("server", "tls_key")):
+        reading.fault(("server",), "tls_cert and tls_key go together")
+    if server.tls_cert is None or server.tls_key is None or any(path[0] == "server" for path in reading.broken):
+        return
+    try:  # a key with a password would ask for it on the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(server.tls_cert, server.tls_key, password=str)
+    except OSError as error:  # ssl.SSLError is one
+        why = getattr(error, "reason", None)
+        mismatch = why == "KEY_VALUES_MISMATCH"
+        problem = "is not the certificate's" if mismatch else "or the certificate is not PEM, or it has a password"
+        reading.fault(("server", "tls_key"), f"server.tls_key: the key {problem}")
+
+
 def _readable(path: Path, file: str | None, reading: Reading, *, secret: bool) -> None:
     """A file of certificates, or of the key of one, is there and is not for others to change."""
     if file is None:
+        return
+    if "\n" in file:  # the very key, maybe, so that it is not repeated
+        reading.fault(path, f"{dotted(path)} takes the path of a PEM file, not what is in it")
         return
     try:
         _, mode = read_file(FilePath(file), 1)
@@ -159,7 +176,12 @@ def _readable(path: Path, file: str | None, reading: Reading, *, secret: bool) -
         return
     if (problem := writable(FilePath(file), mode)) is not None:
         reading.fault(path, f"{dotted(path)}: {problem}")
-    elif secret and mode & 0o077:
+    elif path[-1] == "tls_ca":
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+        except OSError:  # ssl.SSLError is one
+            reading.fault(path, f"{dotted(path)}: {file} holds no certificate in PEM form")
+    elif secret and mode & 0o044:
         reading.warn(
             path, f"{dotted(path)}: {file} has mode {mode & 0o777:04o}, so others may read it: chmod 600 {file}"
         )

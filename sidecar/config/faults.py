@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+_MOST_SHOWN: Final = 120  # characters of a line
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -27,16 +28,18 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         place = f"{self.file}:{self.line}:{self.column}: {self.message}"
         if not self.source:
             return place
-        caret = " " * (self.column - 1) + "^"
-        return f"{place}\n    {self.source}\n    {caret}"
+        before = max(self.column - _MOST_SHOWN // 2, 0) if len(self.source) > _MOST_SHOWN else 0
+        caret = " " * (self.column - 1 - before) + "^"
+        return f"{place}\n    {self.source[before : before + _MOST_SHOWN]}\n    {caret}"
 
 
 class ConfigError(Exception):
-    """A configuration that is refused. `faults`: all of them."""
+    """A configuration that is refused. `faults`: all of them; `files`: what was read, so that a mend can be seen."""
 
-    def __init__(self, faults: list[Fault]) -> None:
+    def __init__(self, faults: list[Fault], files: tuple[str, ...] = ()) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = faults
+        self.files = files
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

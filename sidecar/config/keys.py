@@ -29,10 +29,11 @@ class Source:
         self.env = env
         self.file = file  # relative key files are relative to its folder
         self.mode = mode  # its permissions
+        self.files = {str(file): None}  # what was read, or was to be; in order
 
     def public(self) -> str | None:
         """Why no secret may stand in the configuration itself: others may read it."""
-        if self.mode & 0o077:
+        if self.mode & 0o044:
             mode = f"{self.mode & 0o777:04o}"
             return f"{self.file} has mode {mode}, so others may read what is in it: chmod 600 {self.file}"
         return None
@@ -103,6 +104,7 @@ def _from_variable(name: str, source: Source, *, of_caller: bool, fault: Tell, w
 
 def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
     path = source.file.parent / name
+    source.files[str(path)] = None
     try:
         data, mode = read_file(path, _MOST_BYTES + 1)
     except OSError as error:
@@ -114,7 +116,7 @@ def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn:
     if (problem := writable(path, mode)) is not None:
         fault(f"the key file {problem}")
         return None
-    if mode & 0o077:
+    if mode & 0o044:
         warn(f"the key file {path} has mode {mode & 0o777:04o}, so others may read it: chmod 600 {path}")
     if (problem := loose(path)) is not None:
         warn(problem)

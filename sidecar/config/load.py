@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
@@ -16,7 +15,8 @@ from sidecar.config.checks import check
 from sidecar.config.faults import ConfigError, Fault, dotted, nearest
 from sidecar.config.keys import Source, loose, read_file, read_key, words, writable
 from sidecar.config.locate import Locator, Path, masked
-from sidecar.config.structs import KEY_VARIABLES, KINDS, PLACELESS, Config, Key, Provider, Table
+from sidecar.config.structs import KEY_VARIABLES, KINDS, PLACELESS, Config, File, Key, Provider, Table
+from sidecar.config.wanted import kind, wanted
 
 _PROXIES: Final = ("https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 _DEFAULT_FILE: Final = "sidecar.toml"
@@ -32,6 +32,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     file: str | None  # None: zero-config
     warnings: list[Fault]
+    files: tuple[str, ...]  # what was read: the file, and those that keys are in
     sources: dict[str, str]  # dotted path -> "file:line" or "env:NAME", of what is not a default
 
 
@@ -74,7 +75,7 @@ def _from_environment(env: Mapping[str, str]) -> Loaded:
         faults.append(Fault(file="", message=message))
     if faults:
         raise ConfigError(faults)
-    return Loaded(config=Config(providers=providers), file=None, warnings=[], sources=sources)
+    return Loaded(config=Config(providers=providers), file=None, warnings=[], files=(), sources=sources)
 
 
 def _variable(name: str, env: Mapping[str, str], faults: list[Fault]) -> Key | None:
@@ -111,8 +112,15 @@ class _Reading:
         assert isinstance(config, Config)  # it requires no option
         check(config, self)
         if self._faults:
-            raise ConfigError(sorted(self._faults, key=lambda fault: (fault.line, fault.column)))
-        return Loaded(config=config, file=str(self._file), warnings=self._warnings, sources=self._sources())
+            ordered = sorted(self._faults, key=lambda fault: (fault.line, fault.column))
+            raise ConfigError(ordered, tuple(self.source.files))
+        return Loaded(
+            config=config,
+            file=str(self._file),
+            warnings=self._warnings,
+            files=tuple(self.source.files),
+            sources=self._sources(),
+        )
 
     def fault(self, path: Path, message: str) -> None:
         """Refuse the file, for what stands at a path."""
@@ -156,7 +164,7 @@ class _Reading:
 
     def _refuse(self, message: str, *, line: int = 0, column: int = 0, source: str = "") -> NoReturn:
         fault = Fault(file=str(self._file), message=message, line=line, column=column, source=source)
-        raise ConfigError([fault]) from None
+        raise ConfigError([fault], tuple(self.source.files)) from None
 
     def _syntax(self, text: str, error: ValueError) -> NoReturn:
         lines = text.split("\n")
@@ -196,7 +204,7 @@ class _Reading:
     def _table(self, cls: type[Table], raw: Any, path: Path) -> Table | None:
         """A table converted, faults told; None when there is no value to be had."""
         if not isinstance(raw, dict):
-            self.fault(path, f"{dotted(path)} must be a table")
+            self.fault(path, f"{dotted(path)} must be a table, not {kind(raw)}")
             return None
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         values: dict[str, Any] = {}
@@ -232,7 +240,7 @@ class _Reading:
 
     def _mapping(self, item: Any, value: Any, path: Path) -> dict[str, Any] | None:
         if not isinstance(value, dict):
-            self.fault(path, f"{dotted(path)} must be a table")
+            self.fault(path, f"{dotted(path)} must be a table, not {kind(value)}")
             return None
         found = {name: self._value(item, each, (*path, name)) for name, each in value.items()}
         return {name: each for name, each in found.items() if each is not None}
@@ -241,34 +249,34 @@ class _Reading:
         if path[-1] in ("targets", "listen") and isinstance(value, str):
             value = [value]
         if not isinstance(value, list):
-            self.fault(path, f"{dotted(path)}: expected an array, got {_kind(value)}")
+            self.fault(path, f"{dotted(path)} must be an array, not {kind(value)}")
             return None
         found = [self._value(item, each, (*path, index)) for index, each in enumerate(value)]
         return None if None in found else tuple(found)
 
     def _leaf(self, type_: Any, value: Any, path: Path) -> Any:
-        message = None
         try:
             converted = msgspec.convert(value, type_, strict=True)
-        except (msgspec.ValidationError, RecursionError) as error:
-            converted, message = None, str(error).replace("`", "")
-        options = get_args(type_) if get_origin(type_) is Literal else ()
-        if options and isinstance(value, str):
-            allowed = " or ".join(f'"{each}"' for each in options)
-            message = message and f'"{value}" is not known; it may be {allowed}{nearest(value, options)}'
-        elif isinstance(converted, float) and math.isnan(converted):
-            message = "expected a number"
-        elif message is not None and path[-1] == "socket_mode":
-            message = f"{message}; a mode is written in octal, as 0o660"
-        if message is None:
-            return converted
-        name = path[:-1] if isinstance(path[-1], int) else path
-        self.fault(path, f"{dotted(name)}: {message[:1].lower()}{message[1:]}")
-        return None
+        except (msgspec.ValidationError, RecursionError):
+            converted = None
+        if path == ("server", "socket_mode") and not (converted and self._locator.literal(path).startswith("0o")):
+            self.fault(path, "server.socket_mode must be a mode in octal, as 0o660")  # 440 would be 0o670
+            return None
+        if converted is None or converted != converted:  # not a number, which keeps to any bound
+            name = dotted(path[:-1] if isinstance(path[-1], int) else path)
+            options = get_args(type_) if get_origin(type_) is Literal else ()
+            if options and isinstance(value, str):
+                self.fault(path, f'{name} must be {wanted(type_)}, not "{value}"{nearest(value, options)}')
+            else:
+                self.fault(path, f"{name} must be {wanted(type_)}, not {kind(value)}")
+            return None
+        if File in (type_, *get_args(type_)) and converted != "-":
+            return str(self._file.parent / converted)
+        return converted
 
     def _key(self, value: Any, path: Path) -> Key | None:
         if not isinstance(value, str):
-            self.fault(path, f"{dotted(path)}: expected a string that says where the key is: env:NAME or file:/path")
+            self.fault(path, f"{dotted(path)} must be a string that says where the key is: env:NAME or file:/path")
             return None
         return self.key(value, path, path)
 
@@ -281,10 +289,6 @@ class _Reading:
             fault=lambda message: self.fault(path, f"{dotted(named)}: {message}"),
             warn=lambda message: self.warn(path, f"{dotted(named)}: {message}"),
         )
-
-
-def _kind(value: object) -> str:
-    return {bool: "bool", dict: "table"}.get(type(value), type(value).__name__)
 
 
 def _options(table: type[Table], found: dict[str, bool]) -> dict[str, bool]:
@@ -306,4 +310,4 @@ def _shows(path: Path, literal: str) -> bool:
     names = [part for part in path if isinstance(part, str)]
     if "headers" in names or names[-1] not in _SHOWN:
         return _REFERENCE.fullmatch(literal) is not None
-    return "@" not in literal and "-----BEGIN" not in literal
+    return not any(mark in literal for mark in ("@", "?", "-----BEGIN"))

@@ -41,6 +41,10 @@ class Locator:
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
+    def literal(self, path: Path) -> str:
+        """The value at a path as it is written; of an array or a table, nothing."""
+        return next((self._text[start:stop] for start, stop, whose in self._values if whose == path), "")
+
     def line(self, number: int, shows: Callable[[Path, str], bool]) -> str:
         """A line as it stands, but without its comment, and with stars for the values that `shows` says no to."""
         if not 0 < number <= len(self._starts):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.config.addresses import without_user
+from sidecar.config.addresses import shown_url
 from sidecar.config.faults import dotted
 from sidecar.config.load import Loaded
 from sidecar.config.structs import Config, Key, Table
@@ -89,7 +89,7 @@ def _shown(name: str, value: Any) -> str:
             stars = dict.fromkeys(value, _STARS) if name == "headers" else value
             return "{ " + ", ".join(f"{dotted((key,))} = {_shown(key, each)}" for key, each in stars.items()) + " }"
         case str():
-            return msgspec.json.encode(without_user(value)).decode()
+            return msgspec.json.encode(shown_url(value) if name in ("base_url", "proxy") else value).decode()
         case _ if name == "socket_mode":
             return f"0o{value:o}"
         case _:

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from sidecar.config.addresses import without_user
+from sidecar.config.addresses import shown_url
 from sidecar.secret import Secret
 
 # Where a provider's key is looked for when its table names none, and what zero-config goes by.
@@ -65,6 +65,7 @@ KINDS: Final = (*KEY_VARIABLES, *KEYLESS)
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+File = Annotated[str, Meta(description="a path; a relative one is relative to the folder of this file")]
 Kilobytes = Annotated[int, Meta(ge=1024, le=1024 * 1024)]
 
 
@@ -126,8 +127,8 @@ class Server(Table, frozen=True):
     listen: tuple[str, ...] = ("127.0.0.1:4000",)
     socket_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o660
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    tls_cert: File | None = None
+    tls_key: File | None = None
     allow_origins: tuple[str, ...] = ()
     max_connections: Count | None = None
     max_request_line_bytes: Kilobytes = 8192
@@ -152,7 +153,7 @@ class Provider(Table, frozen=True):
     headers: dict[str, str] = {}
     drop: tuple[str, ...] = ()
     rename: dict[str, str] = {}
-    tls_ca: str | None = None
+    tls_ca: File | None = None
     tls_verify: bool = True
     proxy: str | None = None
     timeouts: Timeouts = Timeouts()
@@ -160,10 +161,10 @@ class Provider(Table, frozen=True):
     limits: Limits = Limits()
 
     def __repr__(self) -> str:
-        """Without what may hold a secret: the values of headers, and a proxy's password."""
+        """Without what may hold a secret: the values of headers, and parts of URLs."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["headers"] = dict.fromkeys(self.headers, "**********")
-        shown["proxy"] = self.proxy and without_user(self.proxy)
+        shown |= {name: shown[name] and shown_url(shown[name]) for name in ("base_url", "proxy")}
         return f"Provider({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -187,7 +188,7 @@ class Log(Table, frozen=True):
     """[log]: one JSON line an exchange. `file`: a path, or "-" for standard error. `level`: "off" writes nothing."""
 
     level: Literal["info", "off"] = "info"
-    file: str = "-"
+    file: File = "-"
 
 
 class Config(Table, frozen=True):
