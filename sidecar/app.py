@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
@@ -13,17 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sidecar import answer, config as configuration, exchange, routing
+from sidecar import answer, browser, config as configuration, exchange, routing
 from sidecar.config import Config
 from sidecar.dialects import DIALECTS
-from sidecar.errors import (
-    MediaTypeUnsupported,
-    MethodNotAllowed,
-    OriginForbidden,
-    SidecarError,
-    UnknownModel,
-    UnknownPath,
-)
+from sidecar.errors import MethodNotAllowed, SidecarError, UnknownModel, UnknownPath
 from sidecar.ledger import Ledger
 from sidecar.limits import Limits
 from sidecar.log import LogWriter
@@ -45,18 +39,22 @@ ENDPOINTS.update(  # OpenAI's are served without /v1 too: both are in use as a b
     {path.removeprefix("/v1"): Endpoint(path=path, dialect=dialect) for path, dialect in _ROWS if dialect in _OPENAI}
 )
 _AZURE: Final = "/openai/deployments/"  # and as Azure has them, the model in the path
-_LOOPBACK: Final = ("localhost", "[::1]", "::1")
+_AZURE_ROWS: Final = tuple(ENDPOINTS[path] for path, dialect in _ROWS if dialect in _OPENAI)  # the longest suffix first
+_POST: Final = (b"allow", b"POST")
 
 
 class Sidecar:
     """The ASGI app. Serve it, mount it, or wrap it; give it a `Config`, a path, or nothing for the environment's keys.
 
-    `guard`: refuse what a browser on the same machine could send (for a loopback listener without callers' keys).
+    `guard`: refuse what a browser on the same machine could send (see browser.py): for a listener of the sidecar's own.
     Raises ConfigError when a path or the environment does not make a configuration.
+
+    It serves one event loop at a time. Closed, or called on another loop, it begins anew with no connections.
     """
 
     def __init__(self, config: Config | str | os.PathLike[str] | None = None, *, guard: bool = False) -> None:
         self._pool = Pool(configuration.proxies())
+        self._loop: asyncio.AbstractEventLoop | None = None  # that the pool's connections are of
         self._limits = Limits()
         self._ledger = Ledger()
         self._spine = self._build(_loaded(config))
@@ -109,6 +107,14 @@ class Sidecar:
     def pool(self) -> Pool:
         return self._pool
 
+    def _reopen(self) -> None:
+        """A pool for this loop: an app's lifespan may come again, as it does for each test of a test client."""
+        loop = asyncio.get_running_loop()
+        if self._pool.closed or self._loop is not None:
+            self._pool = Pool(configuration.proxies())
+            self._spine = self._build(self.config)
+        self._loop = loop
+
     def reload(self, config: Config) -> None:
         """Serve what comes from now on under another configuration; what is under way finishes under its own."""
         self._spine = self._build(config)
@@ -144,23 +150,34 @@ class Sidecar:
     # -- ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan":
-            return await self._lifespan(receive, send)
-        if kind != "http":
-            return await _close_websocket(receive, send)
+        if scope["type"] != "http":
+            return await self._other(scope["type"], receive, send)
+        if self._loop is not asyncio.get_running_loop() or self._pool.closed:
+            self._reopen()
         path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
+        if root := scope.get("root_path"):
+            path = below(path, root)
         endpoint = ENDPOINTS.get(path) or _azure(path)
-        if self._guard and (refused := self._browser(scope, hot=endpoint is not None)) is not None:
-            return await _answer(refused, scope, path, send)
+        if self._guard:
+            guarded = await self._guarded(scope, send, path, hot=endpoint is not None)
+            if guarded is None:
+                return None
+            send = guarded
         if endpoint is None:
             return await self._cold(scope, receive, send)
         if scope["method"] != "POST":
-            return await _answer(MethodNotAllowed(f"{path} takes POST"), scope, path, send)
+            return await _answer(MethodNotAllowed(f"{path} takes POST"), scope, path, send, _POST)
         return await exchange.run(self._spine, endpoint, scope, receive, send)
+
+    async def _other(self, kind: str, receive: Receive, send: Send) -> None:
+        if kind == "lifespan":
+            await self._lifespan(receive, send)
+        elif kind == "websocket":  # refused before it is accepted: the server answers the handshake with 403
+            with contextlib.suppress(OSError):
+                await receive()
+                await send({"type": "websocket.close", "code": 1000})
+        else:
+            raise RuntimeError(f"the sidecar serves http, not {kind}")  # what ASGI asks of an app
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -171,23 +188,25 @@ class Sidecar:
                 await self.aclose()
                 return await send({"type": "lifespan.shutdown.complete"})
 
-    def _browser(self, scope: Scope, *, hot: bool) -> SidecarError | None:
-        """Why a request may be a web page's and not a program's: with no key to ask for, that is refused."""
-        if self._spine.callers:
-            return None
+    async def _guarded(self, scope: Scope, send: Send, path: str, *, hot: bool) -> Send | None:
+        """The send to answer with, or None when the guard against browsers has answered."""
         headers: Headers = scope["headers"]
-        origin = rules.get(headers, b"origin")
-        if origin is not None and origin.decode("latin-1") not in self.config.server.allow_origins:
-            return OriginForbidden("a web page may not use this sidecar unless [server] allow_origins names its origin")
-        server = scope.get("server")
-        if server is not None and server[1] is not None:  # not a unix socket
-            host = (rules.get(headers, b"host") or b"").decode("latin-1").lower()
-            name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-            if name and not (name in _LOOPBACK or name.startswith("127.") or name.endswith(".localhost")):
-                return OriginForbidden(f"the Host {name!r} is not this machine's loopback")
-        if hot and not _is_json(rules.get(headers, b"content-type")):
-            return MediaTypeUnsupported("the body must be declared as JSON: send 'content-type: application/json'")
-        return None
+        allowed = self.config.server.allow_origins
+        preflight = browser.is_preflight(scope["method"], headers)
+        if not self._spine.callers:  # a key is more than any page could know
+            server = scope.get("server")
+            tcp = server is not None and server[1] is not None
+            refused = browser.refusal(headers, allowed=allowed, tcp=tcp, hot=hot and not preflight)
+            if refused is not None:
+                await _answer(refused, scope, path, send)
+                return None
+        origin = browser.leave(headers, allowed)
+        if origin is None:
+            return send
+        if preflight:
+            await browser.answer_preflight(send, headers, origin)
+            return None
+        return browser.sharing(send, origin)
 
     # -- cold routes
 
@@ -237,19 +256,20 @@ def _loaded(config: Config | str | os.PathLike[str] | None) -> Config:
     return config if isinstance(config, Config) else configuration.load(None if config is None else Path(config))
 
 
+def below(path: str, root: str) -> str:
+    """The path as an app mounted at the root path sees it."""
+    return path[len(root) :] if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/") else path
+
+
 def _azure(path: str) -> Endpoint | None:
+    """`/openai/deployments/MODEL/chat/completions`; a model may have slashes of its own (`provider/model`)."""
     if not path.startswith(_AZURE):
         return None
-    model, _, operation = path[len(_AZURE) :].partition("/")
-    row = ENDPOINTS.get("/v1/" + operation)
-    if row is None or not model or row.dialect not in _OPENAI:
-        return None
-    return Endpoint(path=row.path, dialect=row.dialect, model=model)
-
-
-def _is_json(kind: bytes | None) -> bool:
-    media = (kind or b"").partition(b";")[0].strip().lower()
-    return media == b"application/json" or (media.startswith(b"application/") and media.endswith(b"+json"))
+    for row in _AZURE_ROWS:
+        model = path[len(_AZURE) :].removesuffix(row.path.removeprefix("/v1"))
+        if model and len(_AZURE) + len(model) < len(path):
+            return Endpoint(path=row.path, dialect=row.dialect, model=model)
+    return None
 
 
 def _json(value: object) -> Response:
@@ -283,30 +303,27 @@ def _worded(error: SidecarError, path: str, headers: Headers) -> tuple[Headers, 
     return answer.refusal(error, DIALECTS[speaks], Record(request_id=exchange.request_id(), endpoint=path))
 
 
-async def _answer(error: SidecarError, scope: Scope, path: str, send: Send) -> None:
+async def _answer(error: SidecarError, scope: Scope, path: str, send: Send, *extra: tuple[bytes, bytes]) -> None:
     headers, data = _worded(error, path, scope["headers"])
+    headers += extra
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, SidecarError)
-    headers, data = _worded(error, request.url.path, request.scope["headers"])
+    headers, data = _worded(error, request.scope["path"], request.scope["headers"])
     response = Response(data, status_code=error.status)
     response.raw_headers = list(headers)
     return response
 
 
 async def _unknown_path(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = request.scope["path"]
     return await _refuse(request, UnknownPath(f"nothing is served at {path}; the endpoints are {', '.join(ENDPOINTS)}"))
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
-    return await _refuse(request, MethodNotAllowed(f"{request.url.path} does not take {request.method}"))
-
-
-async def _close_websocket(receive: Receive, send: Send) -> None:
-    with contextlib.suppress(OSError):
-        await receive()
-        await send({"type": "websocket.close", "code": 1000})
+    response = await _refuse(request, MethodNotAllowed(f"{request.scope['path']} does not take {request.method}"))
+    response.raw_headers.append((b"allow", b"GET, HEAD"))  # of every cold route
+    return response

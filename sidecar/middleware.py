@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from sidecar.app import Sidecar
+from sidecar.app import Sidecar, below
 from sidecar.config import Config
 from sidecar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,9 +13,10 @@ _CLOSING: Final = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "li
 
 
 class SidecarMiddleware:
-    """`SidecarMiddleware(app, config, prefix="/llm")`: serves `/llm/v1/...`, and closes its connections with the app's lifespan.
+    """`SidecarMiddleware(app, config, prefix="/llm")`: serves `/llm/v1/...`. The app's lifespan closes its connections.
 
-    `config`: a Config, a path, or nothing for zero-config. Raises ConfigError, and ValueError for a prefix without a slash.
+    `config`: a Config, a path, or nothing for zero-config. Raises ConfigError, and ValueError for a prefix without a
+    slash.
     """
 
     def __init__(
@@ -33,40 +34,42 @@ class SidecarMiddleware:
         self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan":
+        if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
         root: str = scope.get("root_path", "")
         path: str = scope["path"]
-        below = path[len(root) :] if root and path.startswith(root) else path
-        if below == self._prefix or below.startswith(self._prefix + "/"):
-            return await self.sidecar(_below(scope, root, self._prefix), receive, send)
-        return await self._app(scope, receive, send)
+        asked = below(path, root)
+        if asked != self._prefix and not asked.startswith(self._prefix + "/"):
+            return await self._app(scope, receive, send)
+        # As an app mounted at the prefix is called; some servers leave their root path out of the path.
+        inner = {**scope, "root_path": root + self._prefix, "path": root + asked}
+        return await self.sidecar(inner, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The app's own lifespan, with our closing before its last word. An app without one gets ours."""
-        begun = False
+        heard: list[Message] = []
+        told = False
 
         async def hear() -> Message:
-            nonlocal begun
-            message = await receive()
-            begun = True
-            return message
+            heard.append(await receive())
+            return heard[-1]
 
         async def tell(message: Message) -> None:
+            nonlocal told
+            told = True
             if message["type"] in _CLOSING:
                 await self.sidecar.aclose()
             await send(message)
 
+        async def hear_again() -> Message:
+            return heard.pop(0) if heard else await receive()
+
         try:
             await self._app(scope, hear, tell)
         except Exception:
-            if begun:
+            if told:
                 await self.sidecar.aclose()
+            if heard:  # else it only says that it has no lifespan
                 raise
-            await self.sidecar(scope, receive, send)
-
-
-def _below(scope: Scope, root: str, prefix: str) -> Scope:
-    """The scope as an app mounted at the prefix sees it (ASGI: `root_path`)."""
-    return {**scope, "root_path": root + prefix}
+        if not told:
+            await self.sidecar(scope, hear_again, send)

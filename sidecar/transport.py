@@ -6,6 +6,7 @@ Either library's request comes in and the same library's response goes out, so n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -24,24 +25,33 @@ if TYPE_CHECKING:
 
     class _Transport(  # what type checkers see; at run time both clients only call the methods
         httpx.BaseTransport, httpx.AsyncBaseTransport, httpx2.BaseTransport, httpx2.AsyncBaseTransport
-    ): ...
+    ):
+        def handle_request(self, request: Any) -> Any: ...
+
+        async def handle_async_request(self, request: Any) -> Any: ...
 else:
     _Transport = object
 
 T = TypeVar("T")
 
 _HIGH_WATER = 64 * 1024  # bytes of an answer held for a client that does not read
+_END_SECONDS = 1.0
 
 
 class SidecarTransport(_Transport):
     """`OpenAI(http_client=httpx2.Client(transport=SidecarTransport(config)))`: the whole gateway, in process.
 
-    `config`: a Config, a path, or nothing for zero-config. Raises ConfigError. An asynchronous client is served on its own
-    event loop, a synchronous one on a loop in a thread of this transport. Closing the client closes the transport.
+    `config`: a Config, a path, or nothing for zero-config. Raises ConfigError. An asynchronous client is served on its
+    own event loop, a synchronous one on a loop in a thread of this transport; each loop has connections and limits of
+    its own. Threads may share it. Closing the client closes the transport.
+
+    A provider that fails is an answer (502, 503, 504), as it is over a socket. Of the library's exceptions there are
+    ReadTimeout, when its client's own `read` timeout passes, and RemoteProtocolError, for an answer that was cut.
     """
 
     def __init__(self, config: Config | str | os.PathLike[str] | None = None) -> None:
         self._config = config if isinstance(config, Config) else load(config)
+        self._lock = threading.Lock()  # of the two below, held for no longer than it takes to look
         self._sidecars: dict[asyncio.AbstractEventLoop, Sidecar] = {}  # a pool lives on one loop
         self._thread: _LoopThread | None = None
 
@@ -54,9 +64,7 @@ class SidecarTransport(_Transport):
     def handle_request(self, request: Any) -> Any:
         module = _library(request)
         data = b"".join(request.stream)
-        if self._thread is None:
-            self._thread = _LoopThread()
-        thread = self._thread
+        thread = self._loop_thread()
 
         async def start() -> _Answer:
             answer = _Answer(self._sidecar(), _scope(request), data, _timeouts(request), module)
@@ -67,15 +75,16 @@ class SidecarTransport(_Transport):
         return answer.response(_stream_type(module, "SyncByteStream")(answer, thread))
 
     async def aclose(self) -> None:
-        sidecar = self._sidecars.pop(asyncio.get_running_loop(), None)
+        with self._lock:
+            sidecar = self._sidecars.pop(asyncio.get_running_loop(), None)
         if sidecar is not None:
             await sidecar.aclose()
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.run(self.aclose())
-            self._thread.close()
-            self._thread = None
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close(self.aclose())
 
     def __enter__(self) -> SidecarTransport:
         return self
@@ -91,11 +100,22 @@ class SidecarTransport(_Transport):
 
     def _sidecar(self) -> Sidecar:
         loop = asyncio.get_running_loop()
-        if loop not in self._sidecars:
-            for gone in [each for each in self._sidecars if each.is_closed()]:
-                del self._sidecars[gone]
-            self._sidecars[loop] = Sidecar(self._config)
-        return self._sidecars[loop]
+        with self._lock:
+            if loop not in self._sidecars:
+                for gone in [each for each in self._sidecars if each.is_closed()]:
+                    del self._sidecars[gone]
+                self._sidecars[loop] = Sidecar(self._config)
+            return self._sidecars[loop]
+
+    def _loop_thread(self) -> _LoopThread:
+        with self._lock:
+            if self._thread is None or not self._thread.alive:  # it is not, in a process that was forked
+                self._thread = _LoopThread()
+            return self._thread
+
+
+class _Closed(RuntimeError):
+    """The transport was closed."""
 
 
 class _LoopThread:
@@ -103,16 +123,47 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="sidecar-transport", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
-    def close(self) -> None:
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run to its end, in the thread. Whatever ends the wait (Control-C) ends it too. Raises _Closed."""
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise _Closed("the transport is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Run a last coroutine, and end what other threads still wait for."""
+        with self._lock:
+            self._closed = True  # nothing comes behind the last
+            future = asyncio.run_coroutine_threadsafe(self._end(last), self._loop)
+        future.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
+        await last
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:  # without their connections they end by themselves, but for what its client does not read
+            _, left = await asyncio.wait(left, timeout=_END_SECONDS)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
 
 class _Answer:
@@ -130,6 +181,7 @@ class _Answer:
         self._data: bytes | None = data
         self._timeouts = timeouts
         self._module = module
+        self._bodiless = scope["method"] == "HEAD"
         self._gone: Any = None
         self._start: Message | None = None
         self._pieces: deque[bytes] = deque()
@@ -156,7 +208,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._start = message
             return
-        if piece := message.get("body", b""):
+        if (piece := message.get("body", b"")) and not self._bodiless:
             self._pieces.append(piece)
             self._size += len(piece)
         self._complete = not message.get("more_body", False)
@@ -242,8 +294,12 @@ class _AsyncBody:
         self._answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self._answer.read():
-            yield data
+        try:
+            while data := await self._answer.read():
+                yield data
+        except BaseException:  # a read that timed out: nobody will read on
+            await self._answer.close()
+            raise
 
     async def aclose(self) -> None:
         await self._answer.close()
@@ -255,11 +311,16 @@ class _SyncBody:
         self._thread = thread
 
     def __iter__(self) -> Iterator[bytes]:
-        while data := self._thread.run(self._answer.read()):
-            yield data
+        try:
+            while data := self._thread.run(self._answer.read()):
+                yield data
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._thread.run(self._answer.close())
+        with contextlib.suppress(_Closed):  # which has ended the exchange
+            self._thread.run(self._answer.close())
 
 
 _STREAMS: dict[tuple[str, str], type] = {}
@@ -276,7 +337,8 @@ def _stream_type(module: ModuleType, base: str) -> Any:
 
 def _library(request: Any) -> ModuleType:
     """The package that a request's class comes from: httpx or httpx2."""
-    return sys.modules[type(request).__module__.partition(".")[0]]
+    names = (each.__module__.partition(".")[0] for each in type(request).__mro__)
+    return sys.modules[next(name for name in names if name in ("httpx", "httpx2"))]
 
 
 async def _body(request: Any) -> bytes:
@@ -302,6 +364,6 @@ def _scope(request: Any) -> Scope:
         "root_path": "",
         "headers": [(name.lower(), value) for name, value in request.headers.raw],
         "client": None,
-        "server": (url.host, url.port or 80),
+        "server": (url.host, url.port or (443 if url.scheme == "https" else 80)),
         "state": {},
     }
