@@ -1,16 +1,18 @@
-"""The command line: which commands there are and what they take. What they do is in commands.py, loaded when one runs."""
+"""The command line: which commands there are and what they take. What they do is in commands/, loaded when one runs."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NoReturn
 
 import sidecar
 
-Parser = argparse.ArgumentParser
+_INTERRUPTED: Final = 130  # 128 and the signal's number, as shells have it; `serve` and `demo`, once up, end with 0
 
 COMMANDS: Final = {
     "serve": (
@@ -25,53 +27,85 @@ COMMANDS: Final = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells the option that was meant. Takes no abbreviations: a new option would change what they mean."""
+
+    def __init__(self, command: str) -> None:
+        about, example = COMMANDS[command]
+        super().__init__(
+            prog=f"sidecar {command}",
+            description=about[:1].upper() + about[1:] + ".",
+            epilog=f"example: {example}",
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"^unrecognized arguments: (-[^\s=]*)", message)
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from ([^)]*)\)", message)
+        if unknown:
+            message += _nearest(unknown[1], self._option_string_actions)
+        elif choice:
+            message += _nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        super().error(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Answers the exit code: 0 ok, 1 failed, 2 usage or configuration."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if (
-        (words
-        and words[0] in ("-h", "--help", "--version"))
-        or (words and words[0] not in COMMANDS and not _is_option(words[0]))
-    ):
-        return _top(words)
-    name = words.pop(0) if words and words[0] in COMMANDS else "serve"
-    parser = _parser(name)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # whoever read has seen enough; the interpreter's own flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(words: list[str]) -> int:
+    first = words[0] if words else ""
+    if first in ("-h", "--help", "help", "--version") or (first not in COMMANDS and first and first[0] != "-"):
+        return _top(first)
+    name = words.pop(0) if first in COMMANDS else "serve"
+    parser = Parser(name)
+    _ARGUMENTS[name](parser)
     try:
         options = parser.parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module("sidecar.commands"), name)
+    run: Callable[[argparse.Namespace], int] = importlib.import_module(f"sidecar.commands.{name}").run
     return run(options)
 
 
-def _is_option(word: str) -> bool:
-    return word.startswith("-")
-
-
-def _top(words: list[str]) -> int:
+def _top(word: str) -> int:
     """Help, the version, or a command that is none."""
-    if words[0] == "--version":
+    if word == "--version":
         sys.stdout.write(f"sidecar {sidecar.__version__}\n")
         return 0
     lines = ["usage: sidecar [COMMAND] [OPTIONS]", "", "commands:"]
     lines += [f"  {name:<10} {about}" for name, (about, _) in COMMANDS.items()]
     lines += ["", "`sidecar COMMAND --help` tells each one's options.", "example: sidecar demo", ""]
-    if words[0] in ("-h", "--help"):
+    if word in ("-h", "--help", "help"):
         sys.stdout.write("\n".join(lines))
         return 0
-    faults = importlib.import_module("sidecar.config.faults")
-    sys.stderr.write(f"sidecar: no command {words[0]!r}{faults.nearest(words[0], COMMANDS)}\n")
+    sys.stderr.write(f"sidecar: no command {word!r}{_nearest(word, COMMANDS)}\n\n")
     sys.stderr.write("\n".join(lines))
     return 2
 
 
-def _parser(name: str) -> Parser:
-    about, example = COMMANDS[name]
-    parser = Parser(
-        prog=f"sidecar {name}", description=about[:1].upper() + about[1:] + ".", epilog=f"example: {example}"
+def _nearest(word: str, words: Iterable[str]) -> str:
+    return str(importlib.import_module("sidecar.config.faults").nearest(word, words))
+
+
+# -- the options of each command
+
+
+def _config_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration; default: $SIDECAR_CONFIG, ./sidecar.toml, or the environment's provider keys",
     )
-    _ARGUMENTS[name](parser)
-    return parser
 
 
 def _serve(parser: Parser) -> None:
@@ -85,14 +119,6 @@ def _serve(parser: Parser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes, instead of [server] workers")
 
 
-def _config_option(parser: Parser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="configuration; default: $SIDECAR_CONFIG, ./sidecar.toml, or the environment's provider keys",
-    )
-
-
 def _demo(parser: Parser) -> None:
     parser.add_argument("--once", action="store_true", help="exit after the answer, on a terminal too")
 
@@ -103,12 +129,12 @@ def _check(parser: Parser) -> None:
 
 
 def _config(parser: Parser) -> None:
-    _config_option(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schema", action="store_true", help="the JSON Schema of the file, for editors")
     which.add_argument(
-        "--effective", action="store_true", help="the configuration in force, each value with its source"
+        "--effective", action="store_true", help="the configuration in force, each value with its source; as TOML"
     )
+    _serve(parser)
 
 
 def _explain(parser: Parser) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
+import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _EVERY_SECONDS = 0.1
+_STDERR = 2
 
 
 class LogWriter:
     """Takes what `drain` gives (at most what the bounded queue behind it holds) and writes it, every tenth of a second.
 
-    `file`: a path, or "-" for standard error. Lines that found the queue full were dropped and counted by its owner.
+    `file`: a path, or "-" for standard error. It is opened for each writing: one that was moved away (logrotate) is
+    begun anew. Lines that found the queue full were dropped and counted by its owner. Raises OSError.
     """
 
     def __init__(self, drain: Callable[[], bytes], file: str) -> None:
         self._drain = drain
-        self._fd = sys.stderr.fileno() if file == "-" else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        self._file = file
+        with self._opened():
+            pass
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sidecar-log", daemon=True)
         self._thread.start()
@@ -35,8 +40,29 @@ class LogWriter:
 
     def _write(self) -> None:
         data = self._drain()
-        while data:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except OSError:  # nobody reads any more; there is no other place to say so
-                return
+        if not data:
+            return
+        with (
+            contextlib.suppress(OSError),
+            self._opened() as fd,
+        ):  # nobody reads any more, and nobody is there to be told
+            while data:
+                try:
+                    data = data[os.write(fd, data) :]
+                except BlockingIOError:  # whoever gave us the pipe made it so
+                    select.select([], [fd], [], _EVERY_SECONDS)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        if self._file == "-":
+            yield _STDERR
+            return
+        try:
+            fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            why = os.strerror(error.errno or 0).lower()
+            raise OSError(error.errno, f"cannot write the log {self._file}: {why}") from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -2,6 +2,7 @@
 
 from sidecar.config.addresses import address_problem, exposed
 from sidecar.config.faults import ConfigError, Fault
+from sidecar.config.keys import Stamp, stamp
 from sidecar.config.load import Loaded, examine, load, proxies
 from sidecar.config.show import effective, schema
 from sidecar.config.structs import (
@@ -34,6 +35,7 @@ __all__ = [
     "Provider",
     "Queue",
     "Server",
+    "Stamp",
     "Timeouts",
     "address_problem",
     "effective",
@@ -42,4 +44,5 @@ __all__ = [
     "load",
     "proxies",
     "schema",
+    "stamp",
 ]

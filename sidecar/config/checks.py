@@ -52,8 +52,22 @@ def check(config: Config, reading: Reading) -> None:
         if (other := digests.setdefault(caller.key.digest, name)) != name:
             reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
     _listeners(config, reading)
-    if config.log.file != "-" and not os.access(os.path.dirname(config.log.file) or ".", os.W_OK | os.X_OK):
-        reading.fault(("log", "file"), f"log.file: the folder of {config.log.file} is not there, or may not be written")
+    if config.log.file != "-" and (problem := _unwritable(config.log.file)):
+        reading.fault(("log", "file"), f"log.file: {config.log.file} {problem}")
+
+
+def _unwritable(file: str) -> str | None:
+    """Why lines cannot be appended to a file. It is not made: checking changes nothing."""
+    if os.path.isdir(file):
+        return "is a directory"
+    if os.path.lexists(file):
+        return None if os.access(file, os.W_OK) else "may not be written"
+    folder = os.path.dirname(file) or "."
+    return (
+        None
+        if os.access(folder, os.W_OK | os.X_OK)
+        else f"cannot be made: {folder} is not there, or may not be written"
+    )
 
 
 def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
@@ -170,7 +184,7 @@ def _readable(path: Path, file: str | None, reading: Reading, *, secret: bool) -
         reading.fault(path, f"{dotted(path)} takes the path of a PEM file, not what is in it")
         return
     try:
-        _, mode = read_file(FilePath(file), 1)
+        mode = read_file(FilePath(file), 1)[1].st_mode
     except OSError as error:
         reading.fault(path, f"{dotted(path)}: {file} cannot be read: {words(error)}")
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
+
+from sidecar.config.keys import Stamp
 
 _MOST_SHOWN: Final = 120  # characters of a line
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -36,10 +38,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 class ConfigError(Exception):
     """A configuration that is refused. `faults`: all of them; `files`: what was read, so that a mend can be seen."""
 
-    def __init__(self, faults: list[Fault], files: tuple[str, ...] = ()) -> None:
+    def __init__(self, faults: list[Fault], files: Mapping[str, Stamp | None] | None = None) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = faults
-        self.files = files
+        self.files = files or {}
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

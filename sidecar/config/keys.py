@@ -20,6 +20,7 @@ _TEXT: Final = re.compile(r"[!-~]+")  # what may stand in a header's value, with
 _MOST_BYTES: Final = 64 * 1024
 
 Tell = Callable[[str], None]
+Stamp = tuple[int, int, int, int]
 
 
 class Source:
@@ -29,7 +30,17 @@ class Source:
         self.env = env
         self.file = file  # relative key files are relative to its folder
         self.mode = mode  # its permissions
-        self.files = {str(file): None}  # what was read, or was to be; in order
+        self.files: dict[str, Stamp | None] = {}  # which were read, and what they were; None: they could not be
+
+    def read(self, path: Path, most: int, *, pipes: bool = False) -> tuple[bytes, int]:
+        """The first bytes of a file and its mode, remembering which file it was. Raises OSError."""
+        self.files[str(path)] = None
+        data, found = read_file(path, most, pipes=pipes)
+        if stat.S_ISREG(found.st_mode):
+            self.files[str(path)] = _stamp(found)
+        else:  # a pipe is read once
+            del self.files[str(path)]
+        return data, found.st_mode
 
     def public(self) -> str | None:
         """Why no secret may stand in the configuration itself: others may read it."""
@@ -104,9 +115,8 @@ def _from_variable(name: str, source: Source, *, of_caller: bool, fault: Tell, w
 
 def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
     path = source.file.parent / name
-    source.files[str(path)] = None
     try:
-        data, mode = read_file(path, _MOST_BYTES + 1)
+        data, mode = source.read(path, _MOST_BYTES + 1)
     except OSError as error:
         fault(f"the key file {path} cannot be read: {words(error)}")
         return None
@@ -130,20 +140,32 @@ def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn:
     return _key(f"file:{name}", value, of_caller=of_caller)
 
 
-def read_file(path: Path, most: int, *, pipes: bool = False) -> tuple[bytes, int]:
-    """The first bytes of a file and the mode, surely of the same file; nothing of what is no file. Raises OSError."""
+def stamp(path: str) -> Stamp | None:
+    """Which file is at a path, in which state: another when it was written, replaced, or its mode changed."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return (found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
+
+
+def read_file(path: Path, most: int, *, pipes: bool = False) -> tuple[bytes, os.stat_result]:
+    """The first bytes of a file and what it is, surely of the same file; nothing of what is no file. Raises OSError."""
     try:  # a pipe that nobody writes to must not hold us up, unless one was asked for
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
     except ValueError:
         raise OSError(errno.EINVAL, "its name cannot be one") from None
     try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode) and not pipes:
-            return b"", mode
+        if not stat.S_ISREG(found.st_mode) and not pipes:
+            return b"", found
         with open(fd, "rb", closefd=False) as file:
-            return file.read(most), mode
+            return file.read(most), found
     finally:
         os.close(fd)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from sidecar.config.checks import check
 from sidecar.config.faults import ConfigError, Fault, dotted, nearest
-from sidecar.config.keys import Source, loose, read_file, read_key, words, writable
+from sidecar.config.keys import Source, Stamp, loose, read_key, words, writable
 from sidecar.config.locate import Locator, Path, masked
 from sidecar.config.structs import KEY_VARIABLES, KINDS, PLACELESS, Config, File, Key, Provider, Table
 from sidecar.config.wanted import kind, wanted
@@ -32,7 +32,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     file: str | None  # None: zero-config
     warnings: list[Fault]
-    files: tuple[str, ...]  # what was read: the file, and those that keys are in
+    files: dict[str, Stamp | None]  # what was read: the file, and those that keys are in
     sources: dict[str, str]  # dotted path -> "file:line" or "env:NAME", of what is not a default
 
 
@@ -75,7 +75,7 @@ def _from_environment(env: Mapping[str, str]) -> Loaded:
         faults.append(Fault(file="", message=message))
     if faults:
         raise ConfigError(faults)
-    return Loaded(config=Config(providers=providers), file=None, warnings=[], files=(), sources=sources)
+    return Loaded(config=Config(providers=providers), file=None, warnings=[], files={}, sources=sources)
 
 
 def _variable(name: str, env: Mapping[str, str], faults: list[Fault]) -> Key | None:
@@ -113,12 +113,12 @@ class _Reading:
         check(config, self)
         if self._faults:
             ordered = sorted(self._faults, key=lambda fault: (fault.line, fault.column))
-            raise ConfigError(ordered, tuple(self.source.files))
+            raise ConfigError(ordered, self.source.files)
         return Loaded(
             config=config,
             file=str(self._file),
             warnings=self._warnings,
-            files=tuple(self.source.files),
+            files=self.source.files,
             sources=self._sources(),
         )
 
@@ -145,7 +145,7 @@ class _Reading:
     def _text(self) -> str:
         file = self._file
         try:
-            data, mode = read_file(file, _MOST_BYTES + 1, pipes=True)
+            data, mode = self.source.read(file, _MOST_BYTES + 1, pipes=True)
             folder = loose(file)
         except OSError as error:
             self._refuse(f"cannot be read: {words(error)}")
@@ -155,7 +155,7 @@ class _Reading:
             self._warnings.append(Fault(file=str(file), message=folder))
         if len(data) > _MOST_BYTES:
             self._refuse(f"is larger than {_MOST_BYTES} bytes")
-        self.source = Source(self.source.env, file, mode=mode)
+        self.source.mode = mode
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -164,7 +164,7 @@ class _Reading:
 
     def _refuse(self, message: str, *, line: int = 0, column: int = 0, source: str = "") -> NoReturn:
         fault = Fault(file=str(self._file), message=message, line=line, column=column, source=source)
-        raise ConfigError([fault], tuple(self.source.files)) from None
+        raise ConfigError([fault], self.source.files) from None
 
     def _syntax(self, text: str, error: ValueError) -> NoReturn:
         lines = text.split("\n")

@@ -10,21 +10,29 @@ import msgspec
 from sidecar.config.addresses import shown_url
 from sidecar.config.faults import dotted
 from sidecar.config.load import Loaded
-from sidecar.config.structs import Config, Key, Table
+from sidecar.config.structs import KINDS, Config, Key, Table
 
 _STARS: Final = "**********"
 _KEY: Final = {"type": "string", "description": "env:NAME, file:/path, caller, or (callers) sha256:HEX"}
+_ABSENT: Final = {  # what an option that is not set comes to
+    "kind": "the table's own name",
+    "base_url": "the built-in one",
+    "max_connections": "as the limit on open files allows",
+    "length": "as many as the limit",
+    "proxy": "the environment's",
+}
 _ONE_OR_MORE: Final = (("Server", "listen"), ("Model", "targets"))  # a string alone is a list of one
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of the file, for editors."""
-    whole = msgspec.json.schema(Config, schema_hook=lambda _: {})  # of Secret, which goes with Key
+    whole = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Secret, which goes with Key
     tables = whole["$defs"]
     for table in tables.values():
         for option in table.get("properties", {}).values():
             _without_null(option)
     tables["Key"] = _KEY
+    tables["Provider"]["properties"]["kind"]["enum"] = list(KINDS)
     for table, option in _ONE_OR_MORE:
         several = tables[table]["properties"][option]
         about = {"default": several.pop("default")} if "default" in several else {}
@@ -44,7 +52,7 @@ def _without_null(option: dict[str, Any]) -> None:
 
 
 def effective(loaded: Loaded, flags: Mapping[str, str]) -> str:
-    """The configuration in force, a line an option, each with where it comes from; secrets as stars.
+    """The configuration in force, a line an option, each with where it comes from; secrets as stars. It is TOML.
 
     `flags`: dotted path -> the flag that set it.
     """
@@ -61,8 +69,10 @@ def _show(table: Table, path: tuple[str, ...], sources: Mapping[str, str], out: 
         here = (*path, name)
         if isinstance(value, Table):
             nested.append((here, value))
-        elif isinstance(value, dict) and name != "headers" and name != "rename":
+        elif isinstance(value, dict) and name not in ("headers", "rename"):
             nested += [((*here, each), one) for each, one in value.items()]
+        elif value is None:
+            plain.append(f"# {name}: {_ABSENT.get(name, 'none')}  # default")
         else:
             plain.append(f"{name} = {_shown(name, value)}  # {_origin(here, value, sources)}")
     if plain:
@@ -72,31 +82,31 @@ def _show(table: Table, path: tuple[str, ...], sources: Mapping[str, str], out: 
 
 
 def _origin(path: tuple[str, ...], value: Any, sources: Mapping[str, str]) -> str:
-    if (source := sources.get(dotted(path))) is not None:
-        return source
-    return value.source if isinstance(value, Key) and value.source.startswith("env:") else "default"
+    source = sources.get(dotted(path))
+    if not isinstance(value, Key):
+        return source or "default"
+    state = f"missing: {value.missing}" if value.missing else "the caller's own" if value.source == "caller" else _STARS
+    return f"{source or value.source} ({state})"
 
 
 def _shown(name: str, value: Any) -> str:
     match value:
-        case None:
-            return "(none)"
         case Key():
-            return f'"{value.shown}" ({_state(value)})'
+            return _text(_STARS if value.source == "inline" else value.shown)
         case tuple():
             return "[" + ", ".join(_shown(name, each) for each in value) + "]"
         case dict():
             stars = dict.fromkeys(value, _STARS) if name == "headers" else value
-            return "{ " + ", ".join(f"{dotted((key,))} = {_shown(key, each)}" for key, each in stars.items()) + " }"
+            pairs = ", ".join(f"{dotted((key,))} = {_text(each)}" for key, each in stars.items())
+            return f"{{ {pairs} }}" if pairs else "{}"
         case str():
-            return msgspec.json.encode(shown_url(value) if name in ("base_url", "proxy") else value).decode()
+            return _text(shown_url(value) if name in ("base_url", "proxy") else value)
         case _ if name == "socket_mode":
             return f"0o{value:o}"
         case _:
             return msgspec.json.encode(value).decode()
 
 
-def _state(key: Key) -> str:
-    if key.missing is not None:
-        return "missing"
-    return "the caller's own" if key.source == "caller" else _STARS
+def _text(text: str) -> str:
+    """A string as TOML has it: as JSON, but for one control character that JSON lets pass."""
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
