@@ -307,6 +307,14 @@ class Lifespan:
 
 def bind(address: str, settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     """A bound socket for `host:port`, `unix:/path` or `fd:N`. Raises OSError saying what is wrong with the address."""
+    try:
+        return _bind(address, settings, reuse_port=reuse_port)
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        raise OSError(error.errno, f"cannot listen on {address}: {words}") from None
+
+
+def _bind(address: str, settings: Settings, *, reuse_port: bool) -> socket.socket:
     if address.startswith("fd:"):
         return socket.socket(fileno=int(address.removeprefix("fd:")))
     if address.startswith("unix:"):
@@ -320,9 +328,9 @@ def bind(address: str, settings: Settings, *, reuse_port: bool = False) -> socke
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host or "0.0.0.0", int(port)))  # noqa: S104  # what ":4000" means; config.load demands callers for it
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}") from None
+        raise
     return sock
 
 
@@ -330,22 +338,22 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
     """Its mode is right before anyone can connect, which is when it listens. A socket nobody answers on is removed."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise OSError(errno.EEXIST, f"cannot listen on unix:{path}: a file that is no socket is there")
+            raise OSError(errno.EEXIST, "a file that is no socket is there")
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(path)
             except ConnectionRefusedError:
                 os.unlink(path)
             else:
-                raise OSError(errno.EADDRINUSE, f"cannot listen on unix:{path}: somebody does already")
+                raise OSError(errno.EADDRINUSE, "somebody does already")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
         sock.bind(path)
         os.chmod(path, mode)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on unix:{path}: {os.strerror(error.errno or 0).lower()}") from None
+        raise
     finally:
         os.umask(mask)
     return sock

@@ -63,7 +63,13 @@ def run(make: Callable[[], Served], settings: Settings) -> int:
     """Serve in this process, or in `settings.workers` of its children. Answers the exit code. Raises OSError (addresses)."""
     if settings.workers > 1:
         return Supervisor(make, settings).run()
-    sockets = [bind(address, settings) for address in settings.listen]
+    sockets: list[socket.socket] = []
+    try:
+        sockets.extend(bind(address, settings) for address in settings.listen)
+    except OSError:
+        for sock in sockets:
+            unbind(sock)
+        raise
     return _work(make, settings, sockets)
 
 
