@@ -63,14 +63,19 @@ def run(make: Callable[[], Served], settings: Settings) -> int:
     """Serve in this process, or in `settings.workers` of its children. Answers the exit code. Raises OSError (addresses)."""
     if settings.workers > 1:
         return Supervisor(make, settings).run()
+    return _work(make, settings, _bind_all(settings, reuse_port=False))
+
+
+def _bind_all(settings: Settings, *, reuse_port: bool) -> list[socket.socket]:
+    """All or none: a socket's file must not stay behind because another address could not be had."""
     sockets: list[socket.socket] = []
     try:
-        sockets.extend(bind(address, settings) for address in settings.listen)
+        sockets.extend(bind(each, settings, reuse_port=reuse_port) for each in settings.listen)
     except OSError:
         for sock in sockets:
             unbind(sock)
         raise
-    return _work(make, settings, sockets)
+    return sockets
 
 
 def _work(make: Callable[[], Served], settings: Settings, sockets: list[socket.socket]) -> int:
@@ -100,10 +105,9 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> int:
-        for address in self._settings.listen:
+        self._held = _bind_all(self._settings, reuse_port=True)
+        for address, sock in zip(self._settings.listen, self._held, strict=True):
             tcp = not address.startswith(("unix:", "fd:"))
-            sock = bind(address, self._settings, reuse_port=tcp)
-            self._held.append(sock)
             host = address.rpartition(":")[0]
             self._listen.append(f"{host}:{sock.getsockname()[1]}" if tcp else sock)
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
