@@ -66,6 +66,8 @@ def view(member: msgspec.Raw | bytes, type_: Any, path: str) -> Any:
         raise BodyInvalid(_first_lower(text), param=path + where.rstrip("`")) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BodyInvalid(f"not valid JSON: {_lower(error)}", param=path) from None
+    except RecursionError:  # JSON inside a string is not seen by `envelope`
+        raise BodyInvalid(f"nests deeper than {MAX_DEPTH} levels", param=path) from None
 
 
 def document(data: bytes | msgspec.Raw) -> Any:
