@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ipaddress
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -16,12 +17,24 @@ import certifi
 
 from sidecar.errors import ConnectFailed, Malformed, TlsFailed, UpstreamTimeout
 from sidecar.pool.connection import Connection
-from sidecar.pool.resolve import Resolver
+from sidecar.pool.resolve import Address, Resolver
 from sidecar.types import Deadline, Origin, Tls
 from sidecar.wire.http1 import Limits, ResponseHead, ResponseReader
 
 Make = Callable[[], Connection]
 
+STAGGER_SECONDS: Final = 0.25  # how long an address has for itself before the next is tried too (RFC 8305 section 5)
+_GOODBYE_SECONDS: Final = 2.0  # for a peer's part in the end of a TLS session; asyncio's own is 30 s
+_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    # A model may think for minutes: without probes a NAT forgets us, and a peer that is gone is waited for.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    # The kernel's own bound is 6 MiB: so much would be generated, and billed, for a client that does not read.
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024),
+)
 _PROXY_LIMITS: Final = Limits(header_bytes=16384)
 _NOT_TLS: Final = "the answer is not TLS; is the port one of plain HTTP?"
 _TOO_OLD: Final = "it speaks no TLS of version 1.2 or newer"
@@ -51,7 +64,7 @@ class Dialer:
         at = min(loop.time() + deadline.connect, deadline.at)
         try:
             async with asyncio.timeout_at(at):
-                return await self._dial(origin, at, make)
+                return await self._dial(origin, make)
         except TimeoutError:
             raise UpstreamTimeout(
                 f"provider {origin.name}: no connection to {_where(origin)} within {deadline.connect:g} s",
@@ -66,7 +79,7 @@ class Dialer:
                 f"provider {origin.name}: cannot connect to {_where(origin)}: {_words(error)}"
             ) from None
 
-    async def _dial(self, origin: Origin, at: float, make: Make) -> Connection:
+    async def _dial(self, origin: Origin, make: Make) -> Connection:
         loop = asyncio.get_running_loop()
         if origin.unix is not None:
             _, connection = await loop.create_unix_connection(make, origin.unix)
@@ -75,47 +88,39 @@ class Dialer:
         name = origin.host if context is not None else None
         proxy = origin.proxy if origin.proxy is not None else proxy_for(origin, self._proxies)
         if not proxy:
-            return await self._connect(origin.host, origin.port, at, make, context, name)
-        return await self._through(proxy, origin, at, make, context)
+            return await self._connect(origin.host, origin.port, make, context, name)
+        return await self._through(proxy, origin, make, context)
 
     async def _connect(
         self,
         host: str,
         port: int,
-        at: float,
         make: Callable[[], asyncio.Protocol],
         context: ssl.SSLContext | None,
         name: str | None,
     ) -> Connection:
-        """Each address in turn, none of them for more than half of the time that is left, but for the last."""
         loop = asyncio.get_running_loop()
         addresses = await self._resolver.resolve(host)
-        last = len(addresses) - 1
-        failure: OSError | None = None
-        for number, (family, address) in enumerate(addresses):
-            until = at if number == last else loop.time() + (at - loop.time()) / 2
-            try:
-                async with asyncio.timeout_at(until):
-                    _, connection = await loop.create_connection(
-                        make, address, port, family=family, ssl=context, server_hostname=name
-                    )
-                    return connection  # type: ignore[return-value]  # what `make` makes; callers give what they take
-            except ssl.SSLError:
+        if len(addresses) == 1:
+            sock = await _open(addresses[0], port)
+        else:
+            sock = await _race(addresses, port)
+            self._resolver.prefer(host, sock.getpeername()[0])
+        try:
+            _, connection = await loop.create_connection(  # on failure, the transport closes the socket
+                make,
+                sock=sock,
+                ssl=context,
+                server_hostname=name,
+                ssl_shutdown_timeout=_GOODBYE_SECONDS if context is not None else None,
+            )
+        except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
+            if context is None:
                 raise
-            except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError) as error:
-                if context is not None:
-                    raise TlsFailed(f"TLS with {name} failed: {_HUNG_UP}") from None
-                failure = error
-            except TimeoutError:
-                failure = TimeoutError("timed out")
-            except OSError as error:
-                failure = error
-        assert failure is not None
-        raise failure
+            raise TlsFailed(f"TLS with {name} failed: {_HUNG_UP}") from None
+        return connection  # type: ignore[return-value]  # what `make` makes; callers give what they take
 
-    async def _through(
-        self, proxy: str, origin: Origin, at: float, make: Make, context: ssl.SSLContext | None
-    ) -> Connection:
+    async def _through(self, proxy: str, origin: Origin, make: Make, context: ssl.SSLContext | None) -> Connection:
         """A tunnel by CONNECT (RFC 9110 9.3.6), then TLS to the origin inside it."""
         loop = asyncio.get_running_loop()
         try:
@@ -127,7 +132,7 @@ class Dialer:
             raise ConnectFailed("the proxy must be given as http://host:port")
         tunnel = _Tunnel(loop)
         try:
-            await self._connect(host, port, at, lambda: tunnel, None, None)
+            await self._connect(host, port, lambda: tunnel, None, None)
         except TimeoutError:
             raise
         except OSError as error:
@@ -138,7 +143,13 @@ class Dialer:
             assert transport is not None
             connection = make()
             if context is not None:
-                secured = await loop.start_tls(transport, connection, context, server_hostname=origin.host)
+                secured = await loop.start_tls(
+                    transport,
+                    connection,
+                    context,
+                    server_hostname=origin.host,
+                    ssl_shutdown_timeout=_GOODBYE_SECONDS,
+                )
                 assert secured is not None
                 connection.connection_made(secured)
             else:
@@ -166,6 +177,52 @@ class Dialer:
         del self._building[tls]
         if not built.cancelled() and built.exception() is None:
             self._contexts[tls] = built.result()
+
+
+async def _open(address: Address, port: int) -> socket.socket:
+    """A TCP connection to one address."""
+    family, host = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        for level, option, value in _OPTIONS:
+            sock.setsockopt(level, option, value)
+        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _race(addresses: list[Address], port: int) -> socket.socket:
+    """The first connection of several addresses: one after another, each once those before failed or kept quiet."""
+    loop = asyncio.get_running_loop()
+    left = addresses[::-1]
+    running: set[asyncio.Task[socket.socket]] = set()
+    failure: OSError | None = None
+    try:
+        while left or running:
+            if left:
+                running.add(loop.create_task(_open(left.pop(), port)))
+            done, running = await asyncio.wait(
+                running, timeout=STAGGER_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    running |= done - {task}
+                    return task.result()
+                if not isinstance(error, OSError):
+                    raise error
+                failure = error
+    finally:
+        for task in running:
+            task.cancel()
+        for late in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(late, socket.socket):
+                late.close()
+    assert failure is not None
+    raise failure
 
 
 def make_context(tls: Tls) -> ssl.SSLContext:

@@ -17,7 +17,7 @@ NEGATIVE_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 300.0  # old addresses are better than none while a resolver is away
 PATIENCE_SECONDS: Final = 0.1  # how long a request that has old addresses waits for new ones
 TIMEOUT_SECONDS: Final = 2.0
-MOST_THREADS: Final = 4
+MOST_THREADS: Final = 32  # as many names as may hang before others wait for them
 _MOST_NAMES: Final = 1024
 
 
@@ -33,7 +33,7 @@ class Entry:
 
 
 class Resolver:
-    """A cache over getaddrinfo, with at most one look-up per name and four in all under way."""
+    """A cache over getaddrinfo, with at most one look-up per name and MOST_THREADS in all under way."""
 
     def __init__(self) -> None:
         self._known: dict[str, Entry] = {}
@@ -62,6 +62,11 @@ class Resolver:
         if fresh is not None and (old or fresh is not entry):
             return _addresses(host, fresh)
         raise ConnectFailed(f"the name {host} was not resolved within {TIMEOUT_SECONDS:g} s")
+
+    def prefer(self, host: str, address: str) -> None:
+        """This address answered: until the name is looked up again, it is the first to be tried."""
+        if (entry := self._known.get(host)) is not None:
+            entry.addresses = sorted(entry.addresses, key=lambda each: each[1] != address)
 
     async def _look_up(self, host: str, loop: asyncio.AbstractEventLoop) -> None:
         """Until a thread has asked for the name: one that does already, or ours, once there is one to have."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,6 @@ from tests.pool.asks import (
     LIMITS,
     OK,
     REQUEST_BYTES,
-    addresses,
     ask,
     call,
     fails,
@@ -85,20 +87,98 @@ async def test_a_dial_that_is_cancelled_leaves_nothing() -> None:
         await pool.aclose()
 
 
-async def test_the_next_address_is_tried_when_one_refuses_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with pooled(ANSWERS) as (pool, peer), black_hole() as hole:
-        monkeypatch.setattr(pool._dialer._resolver, "resolve", addresses("127.0.0.9", "127.0.0.1"))
-        to = origin(peer, host="provider.test")
-        assert await whole(await pool.send(ask(to), within(), LIMITS)) == b"ok"  # nobody listens on 127.0.0.9
-
+@pytest.mark.parametrize("first", ["refuses", "hangs"])
+async def test_the_next_address_is_tried_and_remembered(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """RFC 8305: a dead first address costs a quarter of a second, once."""
+    async with pooled(ANSWERS) as (pool, peer), _deaf("127.0.0.9", peer.port) if first == "hangs" else nullcontext():
+        monkeypatch.setattr(socket, "getaddrinfo", _names("127.0.0.9", "127.0.0.1"))
         loop = asyncio.get_running_loop()
+        to = origin(peer, host="provider.test")
         began = loop.time()
-        monkeypatch.setattr(pool._dialer._resolver, "resolve", addresses("127.0.0.1", "127.0.0.9"))
-        error = await fails(Pool(), origin(hole), connect=0.2)
+        held = await pool.send(ask(to), within(), LIMITS)
+        took = loop.time() - began
+        assert (0.24 <= took <= 0.5) if first == "hangs" else took <= 0.1
+        began = loop.time()
+        assert await whole(await pool.send(ask(to), within(), LIMITS)) == b"ok"
+        assert loop.time() - began <= 0.1
+        await whole(held)
+        assert len(peer.connections) == 2
+
+
+async def test_when_no_address_answers_the_last_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nothing_left(), black_hole() as hole:
+        monkeypatch.setattr(socket, "getaddrinfo", _names("127.0.0.9", "127.0.0.8"))
+        pool = Pool()
+        error = await fails(pool, origin(hole, host="provider.test"))
+        assert error.message == f"provider lab: cannot connect to provider.test:{hole}: connection refused"
+        monkeypatch.setattr(socket, "getaddrinfo", _names("127.0.0.9", "127.0.0.1"))
+        error = await fails(pool, origin(hole, host="hole.test"), connect=0.2)
         assert isinstance(error, UpstreamTimeout)
-        with pytest.raises(ConnectFailed, match="connection refused"):  # after half of the time for the first
-            await pool.send(ask(origin(hole, host="provider.test")), within(connect=0.4), LIMITS)
-        assert 0.38 <= loop.time() - began <= 0.6
+        await pool.aclose()
+
+
+async def test_a_race_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nothing_left(), black_hole() as hole, _deaf("127.0.0.9", hole):
+        monkeypatch.setattr(socket, "getaddrinfo", _names("127.0.0.9", "127.0.0.1"))
+        pool = Pool()
+        task = asyncio.get_running_loop().create_task(
+            pool.send(ask(origin(hole, host="provider.test")), within(), LIMITS)
+        )
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert numbers(pool) == (0, 0, 0, 0)
+        await pool.aclose()
+
+
+async def test_two_addresses_that_answer_at_once_make_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial, "STAGGER_SECONDS", 0.0)
+    async with pooled(ANSWERS) as (pool, peer):
+        monkeypatch.setattr(socket, "getaddrinfo", _names("127.0.0.1", "127.0.0.1", "127.0.0.2"))
+        for number in range(20):
+            name = f"provider{number}.test"
+            assert await whole(await pool.send(ask(origin(peer, host=name)), within(), LIMITS)) == b"ok"
+        assert len(peer.requests) == 20
+
+
+async def test_a_connection_is_probed_while_it_is_silent() -> None:
+    async with pooled([REQUEST, GONE]) as (pool, peer):
+        task = asyncio.get_running_loop().create_task(pool.send(ask(peer), within(), LIMITS))
+        await peer.requested()
+        connection = next(iter(next(iter(pool._bulkheads.values())).busy))
+        assert connection._transport is not None
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def _names(*addresses: str) -> object:
+    """A getaddrinfo that knows one answer."""
+
+    def found(host: str, port: None, *, type: int) -> list[object]:  # noqa: A002  # getaddrinfo's own word
+        return [(socket.AF_INET, type, 6, "", (address, 0)) for address in addresses]
+
+    return found
+
+
+@asynccontextmanager
+async def _deaf(address: str, port: int) -> AsyncIterator[None]:
+    """A full backlog at an address and port of choice."""
+    with socket.socket() as listening:
+        listening.bind((address, port))
+        listening.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex((address, port))
+        yield
+        for filler in fillers:
+            filler.close()
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ async def test_when_every_thread_hangs_the_next_name_fails_at_once(names: Names)
         assert isinstance(result, ConnectFailed)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    with pytest.raises(ConnectFailed, match=r"cannot be resolved: all 4 look-ups under way hang"):
+    with pytest.raises(ConnectFailed, match=r"cannot be resolved: all 32 look-ups under way hang"):
         await resolver.resolve("fine.test")
     assert loop.time() - began < 0.05
     assert names.asked == hung
@@ -212,6 +212,17 @@ async def test_an_answer_after_the_loop_has_closed_is_nobodys(names: Names) -> N
     await asyncio.to_thread(other_loop)
     assert done.is_set()
     names.release.set()  # the thread ends without a word: an exception in it would fail this test
+
+
+async def test_an_address_that_answered_is_first_until_the_next_look_up(names: Names, later: Any) -> None:
+    resolver = Resolver()
+    before = await resolver.resolve("a.test")
+    resolver.prefer("a.test", "2001:db8::1")
+    resolver.prefer("b.test", "2001:db8::1")  # of which nothing is known
+    assert await resolver.resolve("a.test") == FOUND[::-1]
+    assert before == FOUND  # who tries these is not disturbed
+    later(resolver, TTL_SECONDS)
+    assert await resolver.resolve("a.test") == FOUND
 
 
 async def test_what_is_known_is_bounded(names: Names) -> None:
