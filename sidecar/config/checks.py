@@ -43,7 +43,7 @@ def check(config: Config, reading: Reading) -> None:
         key = _provider(name, table, reading)
         config.providers[name] = msgspec.structs.replace(table, api_key=key)
     if not reading.raw.get("providers"):
-        reading.fault((), "no provider is configured: add [providers.openai], or another")
+        reading.fault(("providers",), "no provider is configured: add [providers.openai], or another")
     for name, model in config.models.items():
         _model(name, model.targets, reading)
     digests: dict[bytes | None, str] = {}
@@ -84,8 +84,8 @@ def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
         return table.api_key
     if kind not in KINDS:
         at = (*path, "kind") if table.kind else path
-        hint = nearest(kind, KINDS) or '; a provider of your own needs kind = "openai-compatible"'
-        reading.fault(at, f'no provider is built in by the name "{kind}"{hint}')
+        own = '; one of your own needs kind = "openai-compatible"'
+        reading.fault(at, f'no provider is built in by the name "{kind}"{own}{nearest(kind, KINDS)}')
         return table.api_key
     if kind in PLACELESS and not reading.stands((*path, "base_url")):
         reading.fault(path, f'[{dotted(path)}] needs the option "base_url": where it is served, with its /v1')

@@ -22,7 +22,7 @@ _PROXIES: Final = ("https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL
 _DEFAULT_FILE: Final = "sidecar.toml"
 _MOST_BYTES: Final = 1024 * 1024
 _MOST_FAULTS: Final = 100  # that are told of one file
-_MOST_NAMES: Final = 10  # of variables, where none is set
+_MOST_NAMES: Final = 5  # of variables, where none is set
 _REFERENCE: Final = re.compile(r"""(["'])(?:env:[A-Z][A-Z0-9_]*|file:[\w./-]+|caller)\1""")
 
 
@@ -70,7 +70,7 @@ def _from_environment(env: Mapping[str, str]) -> Loaded:
         names = ", ".join([*reversed(kinds)][:_MOST_NAMES])
         message = (
             f"no {_DEFAULT_FILE} here, no $SIDECAR_CONFIG, and no provider's key in the environment; "
-            f"set {names}, or another's"
+            f"set {names} or another's (`sidecar demo` needs none)"
         )
         faults.append(Fault(file="", message=message))
     if faults:

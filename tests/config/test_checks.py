@@ -1,0 +1,202 @@
+"""What no type can say: names, URLs, headers, addresses, certificates, the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.config.files import CANARY, OPENAI, OWN_KIND, config, messages, read, refused, written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[providers.opneai]",
+            f'no provider is built in by the name "opneai"{OWN_KIND}; did you mean "openai"?',
+        ),
+        (
+            "[providers.lab]",
+            f'no provider is built in by the name "lab"{OWN_KIND}; did you mean "alibaba"?',
+        ),
+        (
+            '[providers.lab]\nkind = "openai-compatible"',
+            '[providers.lab] needs the option "base_url": where it is served, with its /v1',
+        ),
+        (
+            '[providers."a b"]\nkind = "openai"\napi_key = "caller"',
+            "the provider's name 'a b' may have letters, digits, dots, dashes and underscores only",
+        ),
+        (OPENAI + '[models.fast]\npolicy = "failover"', '[models.fast] needs the option "targets"'),
+        (OPENAI + "[models.fast]\ntargets = []", "[models.fast] needs a target, as provider/model"),
+        (
+            OPENAI + '[models]\na.targets = "b"\nb.targets = "openai/m"',
+            'the target "b" is itself a name of [models]; name a provider/model',
+        ),
+        (OPENAI + '[models]\na.targets = "m"', 'the target "m" is not of the form provider/model'),
+        (
+            OPENAI + '[models]\na.targets = "openai/a b"',
+            "the target 'openai/a b' has spaces or characters beyond ASCII, or no or too many",
+        ),
+        (
+            OPENAI + '[models]\n"a b".targets = "openai/m"',
+            "the name 'a b' has spaces or characters beyond ASCII, or no or too many",
+        ),
+        (OPENAI + "[callers.web]\nmodels = []", '[callers.web] needs the option "key"'),
+        (OPENAI + 'headers.Host = "x"', "the header 'Host' is written by the sidecar itself"),
+        (OPENAI + 'headers.Content-Length = "1"', "the header 'Content-Length' is written by the sidecar itself"),
+        (OPENAI + 'headers."a b" = "x"', "'a b' is not a header, or its value is not plain text"),
+        (OPENAI + 'headers.a = "x\\r\\ny: z"', "'a' is not a header, or its value is not plain text"),
+        (OPENAI + "[server]\nlisten = []", "server.listen: there is nothing to listen on"),
+        (
+            OPENAI + '[server]\ntls_key = "absent"',
+            "server.tls_key: {}/absent cannot be read: no such file or directory",
+        ),
+        (OPENAI + '[log]\nfile = "."', "log.file: {} is a directory"),
+        (
+            OPENAI + '[log]\nfile = "no/log"',
+            "log.file: {0}/no/log cannot be made: {0}/no is not there, or may not be written",
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert message.format(tmp_path) in messages(refused(tmp_path, text + "\n"))
+
+
+def test_a_provider_that_is_faulty_is_not_an_unknown_one_too(tmp_path: Path) -> None:
+    faults = refused(tmp_path, '[providers.lab]\nkind = 3\n[models.fast]\ntargets = "lab/m"\n')
+    assert messages(faults) == ["providers.lab.kind must be a string, not 3"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/v1",
+        "https://",
+        "host/v1",
+        "https://host:0/v1",
+        "https://host:99999/v1",
+        "https://user@host/v1",
+        "https://host/v1#part",
+        "https://ho st/v1",
+        "https://höst/v1",
+        "unix:relative.sock",
+        "unix:/a.sock:v1",
+    ],
+)
+def test_what_is_no_base_url(tmp_path: Path, url: str) -> None:
+    faults = refused(tmp_path, f'{OPENAI}base_url = "{url}"\n')
+    assert [fault.line for fault in faults] == [3]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "https://[::1]/v1", "unix:/run/a.sock", "unix:/a:/v1"])
+def test_what_is_one(tmp_path: Path, url: str) -> None:
+    assert config(tmp_path, f'{OPENAI}base_url = "{url}"\n').providers["openai"].base_url == url
+
+
+# -- who can reach it
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:4000", ":4000", "[::]:4000", "192.168.1.5:4000", "[2001:db8::1]:1"])
+def test_a_listener_that_others_reach_needs_callers(tmp_path: Path, address: str) -> None:
+    server = f'[server]\nlisten = "{address}"\n'
+    (fault,) = refused(tmp_path, OPENAI + server)
+    assert fault.message == (
+        f"{address} can be reached from other machines, and no [callers] are configured: anybody could spend your keys"
+    )
+    assert (fault.line, fault.column) == (4, 1)
+    assert messages(refused(tmp_path, OPENAI + server + "[callers]\n")) == [fault.message]
+    assert config(tmp_path, OPENAI + server + '[callers.web]\nkey = "env:OPENAI_API_KEY"\n').callers
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/a.sock", "fd:9"]
+)
+def test_one_that_only_this_machine_reaches_does_not(tmp_path: Path, address: str) -> None:
+    assert config(tmp_path, f'{OPENAI}[server]\nlisten = "{address}"\n').server.listen == (address,)
+
+
+def test_a_socket_for_everybody_needs_callers(tmp_path: Path) -> None:
+    (fault,) = refused(tmp_path, OPENAI + '[server]\nlisten = "unix:/run/a.sock"\nsocket_mode = 0o666\n')
+    assert fault.message == (
+        "unix:/run/a.sock: with socket_mode 0666 anybody may use it; add [callers], or take o-w away"
+    )
+
+
+# -- certificates
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    authority = trustme.CA()
+    for name in ("ours", "other"):
+        issued = authority.issue_cert("localhost")
+        written(tmp_path / f"{name}.key", issued.private_key_pem.bytes())
+        written(tmp_path / f"{name}.pem", issued.cert_chain_pems[0].bytes(), 0o644)
+    written(tmp_path / "ca.pem", authority.cert_pem.bytes(), 0o644)
+    written(tmp_path / "text", "hello")
+    return tmp_path
+
+
+def tls(certificate: str, key: str) -> str:
+    return f'{OPENAI}[server]\ntls_cert = "{certificate}"\ntls_key = "{key}"\n'
+
+
+def test_a_certificate_with_its_key_is_taken(certificates: Path) -> None:
+    found = read(certificates, tls("ours.pem", "ours.key"))
+    assert (found.config.server.tls_cert, found.warnings) == (f"{certificates}/ours.pem", [])
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "message"),
+    [
+        ("ours.pem", "other.key", "server.tls_key: the key is not the certificate's"),
+        ("text", "ours.key", "server.tls_key: the key or the certificate is not PEM, or it has a password"),
+        ("ours.pem", "text", "server.tls_key: the key or the certificate is not PEM, or it has a password"),
+    ],
+)
+def test_one_that_cannot_be_used_is_not(certificates: Path, certificate: str, key: str, message: str) -> None:
+    assert messages(refused(certificates, tls(certificate, key))) == [message]
+
+
+def test_one_goes_with_the_other(certificates: Path) -> None:
+    text = f'{OPENAI}[server]\ntls_cert = "ours.pem"\n'
+    assert messages(refused(certificates, text)) == ["tls_cert and tls_key go together"]
+
+
+def test_a_key_that_others_may_read_is_warned_of_or_write_refused(certificates: Path) -> None:
+    key = certificates / "ours.key"
+    key.chmod(0o644)
+    assert messages(read(certificates, tls("ours.pem", "ours.key")).warnings) == [
+        f"server.tls_key: {key} has mode 0644, so others may read it: chmod 600 {key}"
+    ]
+    key.chmod(0o666)
+    assert messages(refused(certificates, tls("ours.pem", "ours.key"))) == [
+        f"server.tls_key: {key} has mode 0666, so others may change it: chmod go-w {key}"
+    ]
+
+
+def test_a_pasted_key_is_not_taken_for_a_path_nor_repeated(tmp_path: Path) -> None:
+    faults = refused(tmp_path, tls("c.pem", f"-----BEGIN PRIVATE KEY-----\\n{CANARY}\\n"))
+    assert "server.tls_key takes the path of a PEM file, not what is in it" in messages(faults)
+    assert CANARY not in "\n".join(map(str, faults))
+
+
+def test_authorities_of_a_provider_are_certificates(certificates: Path) -> None:
+    assert config(certificates, OPENAI + 'tls_ca = "ca.pem"\n').providers["openai"].tls_ca == f"{certificates}/ca.pem"
+    assert messages(refused(certificates, OPENAI + 'tls_ca = "text"\n')) == [
+        f"providers.openai.tls_ca: {certificates}/text holds no certificate in PEM form"
+    ]
+
+
+def test_tls_that_is_not_verified_is_warned_of(tmp_path: Path) -> None:
+    assert messages(read(tmp_path, OPENAI + "tls_verify = false\n").warnings) == [
+        "providers.openai: TLS is not verified: whoever is in between reads its key"
+    ]
+
+
+def test_checking_makes_no_log(tmp_path: Path) -> None:
+    config(tmp_path, OPENAI + '[log]\nfile = "access.log"\n')
+    assert not (tmp_path / "access.log").exists()
