@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from fnmatch import fnmatchcase
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -14,8 +15,11 @@ from sidecar.errors import UnknownModel, Unsupported
 from sidecar.providers import ROWS, resolve
 from sidecar.types import Caller, Target, Upstream
 
-_MOST_PLANS: Final = 4096  # remembered; names come from clients, so there is a bound
+_MOST_PLANS: Final = 4096  # remembered; names come from clients, so there are bounds, on their length too
+_MOST_CHARACTERS: Final = 512  # of a name
 _NEAR: Final = 5
+_COMPARED: Final = 200  # names that an unknown one is compared with
+_PLACE: Final = "{model}"  # in a base URL: where the model's name stands in the path, as with Azure's deployments
 
 
 class Routes(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,7 @@ def plan(routes: Routes, asked: str, dialect: str) -> tuple[Target, ...]:
     found = routes.plans.get((asked, dialect))
     if found is not None:
         return found
+    _check(asked)
     targets, skipped = _targets(routes, asked, dialect)
     if not targets:
         raise Unsupported("; ".join(skipped), param="model")
@@ -50,7 +55,8 @@ def plan(routes: Routes, asked: str, dialect: str) -> tuple[Target, ...]:
 
 
 def allowed(caller: Caller, asked: str) -> bool:
-    """May this caller ask for this name? Patterns as `fnmatch` has them."""
+    """May this caller ask for this name? Patterns as `fnmatch` has them. Raises UnknownModel for what is no name."""
+    _check(asked)
     return any(asked == name or fnmatchcase(asked, name) for name in caller.models)
 
 
@@ -78,8 +84,8 @@ def explain(routes: Routes, asked: str, dialect: str) -> list[str]:
         lines.append(f"   limits: {', '.join(filter(None, limits)) or 'none of ours'}")
         times = up.timeouts
         lines.append(
-            f"   times: connect {times.connect:g} s, first byte {times.first_byte:g} s (unary {times.first_byte_unary:g} s),"
-            f" idle {times.idle:g} s, total {times.total:g} s"
+            f"   times: connect {times.connect:g} s, first byte {times.first_byte:g} s"
+            f" (unary {times.first_byte_unary:g} s), idle {times.idle:g} s, total {times.total:g} s"
         )
         if up.missing_key:
             lines.append(f"   key: MISSING, {up.missing_key}")
@@ -91,6 +97,16 @@ def explain(routes: Routes, asked: str, dialect: str) -> list[str]:
     return lines
 
 
+def _check(asked: str) -> None:
+    """A name goes into headers, logs and messages: nothing else may hide in it."""
+    if len(asked) > _MOST_CHARACTERS:
+        raise UnknownModel(
+            f"the model's name has {len(asked)} characters; at most {_MOST_CHARACTERS} are taken", param="model"
+        )
+    if not asked.isprintable():
+        raise UnknownModel("the model's name has characters that are not printable", param="model")
+
+
 def _targets(routes: Routes, asked: str, dialect: str) -> tuple[tuple[Target, ...], list[str]]:
     targets: list[Target] = []
     skipped: list[str] = []
@@ -99,8 +115,19 @@ def _targets(routes: Routes, asked: str, dialect: str) -> tuple[tuple[Target, ..
         if spoken is None:
             skipped.append(f"provider {upstream.name} does not serve {dialect}")
         else:
-            targets.append(Target(upstream=upstream, model=model, dialect=spoken, why=why))
+            targets.append(Target(upstream=_placed(upstream, model), model=model, dialect=spoken, why=why))
     return tuple(targets), skipped
+
+
+def _placed(upstream: Upstream, model: str) -> Upstream:
+    """The upstream with the model's name in its paths, where they have a place for it: one segment, whatever it is."""
+    if not any(_PLACE in path for path in upstream.paths.values()):
+        return upstream
+    if not model.strip("."):
+        raise UnknownModel(f"the model {model!r} cannot stand in a path", param="model")
+    segment = quote(model, safe="")
+    paths = {dialect: path.replace(_PLACE, segment) for dialect, path in upstream.paths.items()}
+    return msgspec.structs.replace(upstream, paths=paths)
 
 
 def _candidates(routes: Routes, asked: str) -> list[tuple[Upstream, str, str]]:
@@ -142,9 +169,11 @@ def _spoken(upstream: Upstream, dialect: str) -> str | None:
 
 
 def _unknown(routes: Routes, asked: str) -> str:
-    names = models(routes)
-    near = difflib.get_close_matches(asked, names, n=_NEAR, cutoff=0.5) or names[:_NEAR]
-    if near:
-        return f"the model {asked!r} is not configured; near it are {', '.join(near)}"
     providers = ", ".join(routes.upstreams) or "none"
-    return f"the model {asked!r} is not configured; ask for provider/model (providers: {providers})"
+    names = models(routes)[:_COMPARED]
+    head, slash, model = asked.partition("/")
+    if slash and model:
+        names += [f"{name}/{model}" for name in difflib.get_close_matches(head.lower(), routes.upstreams, n=_NEAR)]
+    near = difflib.get_close_matches(asked, names, n=_NEAR)
+    hint = f"near it are {', '.join(near)}" if near else f"ask for provider/model (providers: {providers})"
+    return f"the model {asked!r} is not configured; {hint}"

@@ -242,6 +242,7 @@ def _check_stream_options(request: dict[str, Any]) -> None:
 REFUSED: Final[dict[str, tuple[int, frozenset[str]]]] = {
     "mistral": (422, frozenset(("max_completion_tokens", "seed", "logit_bias", "user", "store"))),
     "groq": (400, frozenset(("logprobs", "top_logprobs", "logit_bias"))),
+    "cohere": (422, frozenset(("stream_options",))),
     "cerebras": (422, frozenset(("frequency_penalty", "presence_penalty", "logit_bias"))),
 }
 

@@ -24,11 +24,13 @@ class Route(msgspec.Struct, frozen=True):
 
 ROUTES: Final[dict[str, Route]] = {
     "/chat/completions": Route(checks.check_chat, answers.chat),
+    "/chat": Route(checks.check_chat, answers.chat),  # Writer's
     "/completions": Route(checks.check_completion, answers.completions),
     "/embeddings": Route(checks.check_embedding, answers.embeddings),
     "/messages": Route(checks_messages.check_messages, answers.messages, anthropic=True),
     "/messages/count_tokens": Route(checks_messages.check_count, answers.count_tokens, anthropic=True),
 }
+_LONGEST_FIRST: Final = sorted(ROUTES, key=len, reverse=True)
 _CREDENTIALS: Final = frozenset(("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"))
 
 
@@ -47,8 +49,9 @@ class Seen(msgspec.Struct, kw_only=True):
 
     @property
     def route(self) -> str:
-        """The path without its query and without /v1."""
-        return self.path.partition("?")[0].removeprefix("/v1") or "/"
+        """The endpoint, without the query, and without the base path before it: each provider has its own."""
+        path = self.path.partition("?")[0]
+        return next((name for name in _LONGEST_FIRST if path.endswith(name)), path.removeprefix("/v1") or "/")
 
     @property
     def request_id(self) -> str:

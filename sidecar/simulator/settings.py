@@ -12,6 +12,7 @@ import msgspec
 FLAVOURS: Final = (
     "openai", "anthropic", "xai", "openrouter", "blackbox", "groq", "mistral", "deepseek", "together", "fireworks",
     "perplexity", "cerebras", "nvidia", "huggingface", "ollama", "vllm", "llamacpp", "openai-compatible", "azure",
+    "cohere",
 )  # fmt: skip
 MOST_TOKENS: Final = 1_000_000  # of one answer
 
