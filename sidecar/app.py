@@ -76,6 +76,7 @@ class Sidecar:
             ],
             exception_handlers={SidecarError: _refuse, 404: _unknown_path, 405: _wrong_method},
         )
+        self._cold.router.redirect_slashes = False  # to where a Host header says
 
     # -- life
 
@@ -157,6 +158,8 @@ class Sidecar:
         path: str = scope["path"]
         if root := scope.get("root_path"):
             path = below(path, root)
+            if not path:  # where it is mounted, without a slash
+                path, scope = "/", {**scope, "path": f"{root}/"}
         endpoint = ENDPOINTS.get(path) or _azure(path)
         if self._guard:
             guarded = await self._guarded(scope, send, path, hot=endpoint is not None)
