@@ -1,4 +1,4 @@
-"""A secret that cannot be printed, formatted, pickled, compared with == or encoded; revealed only where a head is written."""
+"""A secret that cannot be printed, formatted, pickled, compared with == or encoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class Secret:
-    """Holds a key. `reveal()` is called in one place of the product: where the head of a request to a provider is written."""
+    """Holds a key. `reveal()` is called in one place: where the head of a request to a provider is written."""
 
     __slots__ = ("_text",)
 
@@ -48,4 +48,7 @@ class Secret:
     __hash__ = None  # type: ignore[assignment]  # unhashable: never a dict's key, never in a set
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")
+
+    def __getstate__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
