@@ -71,8 +71,10 @@ class RawServer:
         tls: ssl.SSLContext | None = None,
         unix: str | None = None,
         host: str = "127.0.0.1",
+        send_buffer: int | None = None,
     ) -> None:
         self._script = script
+        self._send_buffer = send_buffer  # bytes the kernel takes from it that the other side has no room for
         self._tls = tls
         self._unix = unix
         self.host = host
@@ -150,7 +152,10 @@ class RawServer:
             self._server = await loop.create_unix_server(self._wire, self._unix, ssl=self._tls)
         else:
             self._server = await loop.create_server(self._wire, self.host, 0, ssl=self._tls)
-            self.port = self._server.sockets[0].getsockname()[1]
+            listening = self._server.sockets[0]
+            self.port = listening.getsockname()[1]
+            if self._send_buffer is not None:  # which accepted ones inherit
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
         return self
 
     async def __aexit__(

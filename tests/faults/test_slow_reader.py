@@ -12,6 +12,7 @@ from tests.faults.stand import ask, comes_true, read, standing
 from tests.faults.transcripts import EVERY_WAY, JSON, LAST, WAYS, Way, chunk, head
 
 MIB = 1024 * 1024
+PEER = {"send_buffer": 65536}  # so that what it could write is what was taken
 CHAT = WAYS["chat"]
 
 
@@ -30,7 +31,8 @@ def _tokens(way: Way) -> bytes:
 @EVERY_WAY
 async def test_a_provider_is_held_while_its_client_does_not_read(way: Way) -> None:
     flood = _tokens(way)
-    async with standing([REQUEST, way.stream(2), Flood(flood, 200 * MIB // len(flood))]) as stand:
+    script: Script = [REQUEST, way.stream(2), Flood(flood, 200 * MIB // len(flood))]
+    async with standing(script, peer=PEER) as stand:
         async with stand.client(receive_buffer=65536) as client:
             gc.collect()
             before = resident()
@@ -47,7 +49,7 @@ async def test_a_provider_is_held_while_its_client_does_not_read(way: Way) -> No
 
 @pytest.mark.parametrize("kind", [JSON, b"audio/mpeg"])
 async def test_a_long_whole_answer_is_held_too(kind: bytes) -> None:
-    async with standing([REQUEST, head(kind=kind), Flood(chunk(b"x" * 65536), 3200)]) as stand:
+    async with standing([REQUEST, head(kind=kind), Flood(chunk(b"x" * 65536), 3200)], peer=PEER) as stand:
         async with stand.client(receive_buffer=65536) as client:
             before = resident()
             await client.run(ask(CHAT, stream=False), STOP_READING)
