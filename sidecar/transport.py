@@ -46,7 +46,8 @@ class SidecarTransport(_Transport):
     its own. Threads may share it. Closing the client closes the transport.
 
     A provider that fails is an answer (502, 503, 504), as it is over a socket. Of the library's exceptions there are
-    ReadTimeout, when its client's own `read` timeout passes, and RemoteProtocolError, for an answer that was cut.
+    ReadTimeout, when its client's own `read` timeout passes, RemoteProtocolError, for an answer that was cut, and
+    ReadError, for one that was being read when the transport was closed.
     """
 
     def __init__(self, config: Config | str | os.PathLike[str] | None = None) -> None:
@@ -180,13 +181,13 @@ class _Answer:
         scope["extensions"] = {"sidecar.gone": self._when_gone}
         self._data: bytes | None = data
         self._timeouts = timeouts
-        self._module = module
+        self.module = module
         self._bodiless = scope["method"] == "HEAD"
         self._gone: Any = None
         self._start: Message | None = None
         self._pieces: deque[bytes] = deque()
         self._size = 0
-        self._complete = False
+        self.complete = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._task = self._loop.create_task(app(scope, self._receive, self._send))
@@ -211,9 +212,9 @@ class _Answer:
         if (piece := message.get("body", b"")) and not self._bodiless:
             self._pieces.append(piece)
             self._size += len(piece)
-        self._complete = not message.get("more_body", False)
+        self.complete = not message.get("more_body", False)
         self._wake()
-        if self._size > _HIGH_WATER and not self._complete:
+        if self._size > _HIGH_WATER and not self.complete:
             self._writer = self._loop.create_future()
             await self._writer
 
@@ -236,11 +237,11 @@ class _Answer:
             await self.close()
             raise
         if self._start is None:
-            raise self._module.RemoteProtocolError("the sidecar ended the exchange without an answer")
+            raise self.module.RemoteProtocolError("the sidecar ended the exchange without an answer")
 
     def response(self, stream: Any) -> Any:
         assert self._start is not None
-        return self._module.Response(
+        return self.module.Response(
             self._start["status"],
             headers=self._start["headers"],
             stream=stream,
@@ -249,21 +250,26 @@ class _Answer:
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises the library's ReadTimeout, or RemoteProtocolError for a cut answer."""
-        if not self._pieces and not self._complete:
+        if not self._pieces and not self.complete:
             await self._wait()
         if not self._pieces:
-            if self._complete:
+            if self.complete:
                 return b""
-            raise self._module.RemoteProtocolError("peer closed connection without sending complete message body")
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
+            raise self.module.RemoteProtocolError("peer closed connection without sending complete message body")
+        data = self.take()
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
         return data
 
+    def take(self) -> bytes:
+        """What has come. Of a complete answer it is the rest, and may be taken in any thread."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        return data
+
     async def _wait(self) -> None:
-        if self._pieces or self._complete or self._task.done():
+        if self._pieces or self.complete or self._task.done():
             return
         self._reader = self._loop.create_future()
         seconds = self._timeouts.get("read")
@@ -271,7 +277,7 @@ class _Answer:
             async with asyncio.timeout(seconds):
                 await self._reader
         except TimeoutError:
-            raise self._module.ReadTimeout(f"no byte of the answer within {seconds} s") from None
+            raise self.module.ReadTimeout(f"no byte of the answer within {seconds} s") from None
         finally:
             self._reader = None
 
@@ -279,7 +285,7 @@ class _Answer:
         """The client is done: if the exchange is not, it is told that the client has gone."""
         if self._task.done():
             return
-        if self._complete:
+        if self.complete:
             await asyncio.wait([self._task])
             return
         if self._gone is not None:
@@ -312,15 +318,19 @@ class _SyncBody:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            while data := self._thread.run(self._answer.read()):
-                yield data
+            while not self._answer.complete:
+                yield self._thread.run(self._answer.read())
+            yield self._answer.take()
+        except _Closed as error:
+            raise self._answer.module.ReadError(str(error)) from None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        with contextlib.suppress(_Closed):  # which has ended the exchange
-            self._thread.run(self._answer.close())
+        if not self._answer.complete:
+            with contextlib.suppress(_Closed):  # which has ended the exchange
+                self._thread.run(self._answer.close())
 
 
 _STREAMS: dict[tuple[str, str], type] = {}

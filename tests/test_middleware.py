@@ -270,11 +270,11 @@ async def test_a_client_that_leaves_has_its_provider_cancelled(serve: Any, fault
 
 @SERVERS
 async def test_a_client_that_does_not_read_holds_its_provider_back(serve: Any) -> None:
-    ask = {**CHAT, "model": "lab/" + "m" * 2000, "stream": True}  # which each of its events repeats: 22 MB in all
+    ask = {**CHAT, "model": "lab/" + "m" * 400, "stream": True}  # which each of its events repeats: 12 MB in all
     async with nothing_left(), Simulator() as simulator, serve(wrapped_for(simulator)) as door:
         async with RawClient(port_of(door), receive_buffer=4096) as client:
             await client.run(STOP_READING)
-            client.write(request(ask, **{"x-sim-tokens": "10000"}))
+            client.write(request(ask, **{"x-sim-tokens": "20000"}))
             while not simulator.requests:
                 await asyncio.sleep(0.002)
             held = 0

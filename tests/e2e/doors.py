@@ -32,6 +32,7 @@ from sidecar.secret import Secret
 from sidecar.server import Server
 from sidecar.simulator import Seen, Simulator
 from sidecar.types import ASGIApp
+from tests.faults.ground import nothing_left
 
 CALLER_KEY: Final = "caller-key-0000000001"
 LAB_KEY: Final = "lab-key-000000000002"
@@ -178,8 +179,8 @@ def door(name: str, config: Config) -> AbstractAsyncContextManager[Door]:
 
 @asynccontextmanager
 async def behind(name: str, **lab: Any) -> AsyncIterator[tuple[Door, Simulator]]:
-    """A door with the sidecar and its providers behind it."""
-    async with Simulator() as simulator, door(name, config_for(simulator, **lab)) as way:
+    """A door with the sidecar and its providers behind it. Afterwards no task and no socket is left of them."""
+    async with nothing_left(), Simulator() as simulator, door(name, config_for(simulator, **lab)) as way:
         yield way, simulator
 
 
