@@ -22,6 +22,8 @@ from sidecar.wire.http1 import Limits
 LAST_WORDS_SECONDS: Final = 1.0  # for an app whose task was cancelled at the deadline, to end its answer
 RETRY_SECONDS: Final = 0.05
 _MOST_CONNECTIONS: Final = 4096
+# The kernel's own bound is 4 MiB: so much would be generated, and billed, for a client that does not read.
+_SEND_BUFFER_BYTES: Final = 256 * 1024
 _FD_SHARE: Final = 0.45  # an exchange holds two descriptors, and something must be left
 _CLIENTS_OWN: Final = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR))
 
@@ -113,6 +115,7 @@ class Server:
                 self._sockets = bind_all(self.settings)
             for sock in self._sockets:
                 sock.setblocking(False)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # accepted ones inherit it
                 sock.listen(BACKLOG)
         except BaseException:
             await self._lifespan.shutdown(0.0)

@@ -9,20 +9,26 @@ import os
 import signal
 import socket
 import sys
-import time
+import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import uvloop
 
 from sidecar.clock import now
 from sidecar.config import Server as Settings
-from sidecar.server.listen import Log, Server, bind, unbind
+from sidecar.server.lifespan import SHUTDOWN_SECONDS, AppFailed
+from sidecar.server.listen import LAST_WORDS_SECONDS, Log, Server
+from sidecar.server.sockets import bind, bind_all, unbind
 from sidecar.types import ASGIApp
 
 _BACKOFF_SECONDS: Final = (0.1, 30.0)
 _SETTLED_SECONDS: Final = 30.0  # a worker that lived this long died of something new
+_LAST_SECONDS: Final = 2 * LAST_WORDS_SECONDS + SHUTDOWN_SECONDS + 2.0  # of a worker that has drained, to end
+_HURRY: Final = 0  # what a parent says to its workers: this, or the number of a signal
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (*_STOPS, signal.SIGHUP, signal.SIGCHLD)
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -35,23 +41,42 @@ class Served(msgspec.Struct, kw_only=True):
     log: Log | None = None
 
 
-async def serve(served: Served, settings: Settings, sockets: list[socket.socket]) -> None:
-    """Serve until a signal: SIGTERM drains after the lame-duck time, SIGINT at once, a second one does not wait."""
+async def serve(served: Served, settings: Settings, sockets: list[socket.socket], *, orders: int | None = None) -> None:
+    """Serve until a signal: SIGTERM drains after the lame-duck time, SIGINT at once, a second one does not wait.
+
+    `orders`: of a worker, the pipe by which its parent passes signals on; when it ends, the parent is no more. A signal
+    sent to the worker itself never hurries it: terminals and service managers send theirs to parent and workers alike.
+    """
     loop = asyncio.get_running_loop()
     server = Server(served.app, settings, sockets=sockets, log=served.log)
     await server.start()
     stopped: asyncio.Future[float] = loop.create_future()
 
     def stop(lame_duck_seconds: float) -> None:
-        if stopped.done():
-            server.hurry()
-        else:
+        if not stopped.done():
             served.on_drain()
             stopped.set_result(lame_duck_seconds)
+        elif orders is None:
+            server.hurry()
 
-    loop.add_signal_handler(signal.SIGTERM, stop, settings.lame_duck_seconds)
-    loop.add_signal_handler(signal.SIGINT, stop, 0.0)
-    loop.add_signal_handler(signal.SIGHUP, served.on_reload)
+    def obey(pipe: int) -> None:
+        said = os.read(pipe, 64)
+        if not said:
+            loop.remove_reader(pipe)
+            stop(settings.lame_duck_seconds)
+        for order in said:
+            does[order]()
+
+    does: dict[int, Callable[[], None]] = {
+        signal.SIGTERM: lambda: stop(settings.lame_duck_seconds),
+        signal.SIGINT: lambda: stop(0.0),
+        signal.SIGHUP: served.on_reload,
+        _HURRY: server.hurry,
+    }
+    for each in (*_STOPS, signal.SIGHUP):
+        loop.add_signal_handler(each, does[each])
+    if orders is not None:
+        loop.add_reader(orders, obey, orders)
     gc.collect()
     gc.freeze()  # what exists by now stays: the collector need not look at it again and again
     served.on_ready(server.addresses)
@@ -60,27 +85,24 @@ async def serve(served: Served, settings: Settings, sockets: list[socket.socket]
 
 
 def run(make: Callable[[], Served], settings: Settings) -> int:
-    """Serve in this process, or in `settings.workers` of its children. Answers the exit code. Raises OSError (addresses)."""
+    """Serve in this process, or in `settings.workers` children of it. Answers the exit code.
+
+    Raises OSError when an address cannot be had.
+    """
     if settings.workers > 1:
         return Supervisor(make, settings).run()
-    return _work(make, settings, _bind_all(settings, reuse_port=False))
+    return _work(make, settings, bind_all(settings))
 
 
-def _bind_all(settings: Settings, *, reuse_port: bool) -> list[socket.socket]:
-    """All or none: a socket's file must not stay behind because another address could not be had."""
-    sockets: list[socket.socket] = []
-    try:
-        sockets.extend(bind(each, settings, reuse_port=reuse_port) for each in settings.listen)
-    except OSError:
-        for sock in sockets:
-            unbind(sock)
-        raise
-    return sockets
-
-
-def _work(make: Callable[[], Served], settings: Settings, sockets: list[socket.socket]) -> int:
+def _work(
+    make: Callable[[], Served], settings: Settings, sockets: list[socket.socket], *, orders: int | None = None
+) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_quietly(serve(make(), settings, sockets)))
+        try:
+            runner.run(_quietly(serve(make(), settings, sockets, orders=orders)))
+        except AppFailed as error:
+            sys.stderr.write(f"sidecar: {error}\n")
+            return 1
     return 0
 
 
@@ -89,10 +111,19 @@ async def _quietly(work: Awaitable[None]) -> None:
         await work
 
 
+class _Worker(msgspec.Struct):
+    """A child process, as its parent knows it."""
+
+    number: int
+    began: float
+    orders: int  # our end of the pipe to it
+
+
 class Supervisor:
     """Forks workers before any loop exists, restarts the dead with growing patience, passes signals on.
 
-    TCP listeners are each worker's own by SO_REUSEPORT, so that the kernel spreads connections; other sockets are shared.
+    TCP listeners are each worker's own by SO_REUSEPORT, so that the kernel spreads connections; others are shared.
+    Signals are blocked and taken one by one, so that none comes between two steps.
     """
 
     def __init__(self, make: Callable[[], Served], settings: Settings) -> None:
@@ -100,65 +131,124 @@ class Supervisor:
         self._settings = settings
         self._held: list[socket.socket] = []  # keeps ports and socket files ours while workers come and go
         self._listen: list[str | socket.socket] = []
-        self._workers: dict[int, tuple[int, float]] = {}  # pid -> (number, when it began)
+        self._workers: dict[int, _Worker] = {}  # by pid
+        self._due: dict[int, float] = {}  # number of a dead worker -> when another begins
         self._failures = [0] * settings.workers
-        self._stopping = False
+        self._stop_by: float | None = None  # once told to stop: when workers that have not ended are killed
+        self._code = 0
 
     def run(self) -> int:
-        self._held = _bind_all(self._settings, reuse_port=True)
+        self._bind()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            for number in range(self._settings.workers):
+                self._fork(number, mask)
+            while self._workers or self._due:
+                told = signal.sigtimedwait(_SIGNALS, self._patience())
+                if told is not None and told.si_signo != signal.SIGCHLD:
+                    self._pass_on(told.si_signo)
+                self._reap()
+                self._begin_due(mask)
+                self._kill_late()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for sock in self._held:
+                unbind(sock)
+        return self._code
+
+    def _bind(self) -> None:
+        for address in self._settings.listen:
+            if _is_tcp(address):  # by SO_REUSEPORT alone we would share the port with another sidecar and not know
+                bind(address, self._settings).close()
+        self._held = bind_all(self._settings, reuse_port=True)
         for address, sock in zip(self._settings.listen, self._held, strict=True):
-            tcp = not address.startswith(("unix:", "fd:"))
             host = address.rpartition(":")[0]
-            self._listen.append(f"{host}:{sock.getsockname()[1]}" if tcp else sock)
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, self._pass_on)
-        for number in range(self._settings.workers):
-            self._fork(number)
-        self._watch()
-        for sock in self._held:
-            unbind(sock)
-        return 0
+            self._listen.append(f"{host}:{sock.getsockname()[1]}" if _is_tcp(address) else sock)
 
-    def _watch(self) -> None:
-        while self._workers:
+    def _patience(self) -> float:
+        whens = [*self._due.values(), *([] if self._stop_by is None else [self._stop_by])]
+        return max(min(whens) - now(), 0.0) if whens else 60.0
+
+    def _pass_on(self, number: int) -> None:
+        order = number
+        if number in _STOPS:
+            seconds = _LAST_SECONDS
+            if self._stop_by is None:
+                seconds += self._settings.lame_duck_seconds + self._settings.drain_seconds
+            else:
+                order = _HURRY
+            self._stop_by = now() + seconds
+            self._due.clear()
+        for worker in self._workers.values():
+            with contextlib.suppress(OSError):  # it has just died, or hangs and has many orders unread
+                os.write(worker.orders, bytes((order,)))
+
+    def _reap(self) -> None:
+        while True:
             try:
-                pid, status = os.wait()
-            except InterruptedError:
-                continue
-            number, began = self._workers.pop(pid)
-            if self._stopping:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            failures = self._failures[number] = 1 if now() - began > _SETTLED_SECONDS else self._failures[number] + 1
-            seconds = min(_BACKOFF_SECONDS[0] * 2 ** (failures - 1), _BACKOFF_SECONDS[1])
-            sys.stderr.write(
-                f"sidecar: worker {number} (pid {pid}) ended with {code}; another begins in {seconds:g} s\n"
-            )
-            time.sleep(seconds)
-            if not self._stopping:
-                self._fork(number)
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:  # as process 1 of a container we inherit orphans too
+                os.close(worker.orders)
+                self._ended(worker, pid, os.waitstatus_to_exitcode(status))
 
-    def _fork(self, number: int) -> None:
+    def _ended(self, worker: _Worker, pid: int, code: int) -> None:
+        if self._stop_by is not None:
+            if code not in (0, *(-each for each in _STOPS)):
+                self._code = 1
+            return
+        settled = now() - worker.began > _SETTLED_SECONDS
+        failures = self._failures[worker.number] = 1 if settled else self._failures[worker.number] + 1
+        seconds = min(_BACKOFF_SECONDS[0] * 2 ** min(failures - 1, 20), _BACKOFF_SECONDS[1])
+        self._due[worker.number] = now() + seconds
+        sys.stderr.write(
+            f"sidecar: worker {worker.number} (pid {pid}) ended with {code}; another begins in {seconds:g} s\n"
+        )
+        sys.stderr.flush()
+
+    def _begin_due(self, mask: set[int | signal.Signals]) -> None:
+        for number in [number for number, when in self._due.items() if when <= now()]:
+            del self._due[number]
+            self._fork(number, mask)
+
+    def _kill_late(self) -> None:
+        if self._stop_by is not None and now() >= self._stop_by:
+            for pid in self._workers:
+                os.kill(pid, signal.SIGKILL)
+            self._stop_by = now() + 1.0  # the kernel's to do; not to be asked in a tight loop
+
+    def _fork(self, number: int, mask: set[int | signal.Signals]) -> None:
+        orders, ours = os.pipe()
+        os.set_blocking(ours, False)
         pid = os.fork()
         if pid:
-            self._workers[pid] = (number, now())
+            os.close(orders)
+            self._workers[pid] = _Worker(number, now(), ours)
             return
         code = 1
         try:
-            for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(each, signal.SIG_DFL)
+            for each in (ours, *(worker.orders for worker in self._workers.values())):
+                os.close(each)  # or it would not end with the parent
+            for stop in _STOPS:
+                signal.signal(stop, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sockets = [
                 bind(each, self._settings, reuse_port=True) if isinstance(each, str) else each.dup()
                 for each in self._listen
             ]
-            code = _work(self._make, self._settings, sockets)
+            code = _work(self._make, self._settings, sockets, orders=orders)
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             sys.stderr.flush()
             os._exit(code)
 
-    def _pass_on(self, number: int, frame: Any) -> None:
-        if number != signal.SIGHUP:
-            self._stopping = True
-        for pid in list(self._workers):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+
+def _is_tcp(address: str) -> bool:
+    return not address.startswith(("unix:", "fd:"))
