@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.dialects.neutral import Fault, Stop
+from sidecar.dialects.neutral import NOTHING, Fault, Stop
 from sidecar.errors import BodyInvalid
 from sidecar.types import Envelope, Usage, View
 from sidecar.wire import body, sse
@@ -17,9 +17,12 @@ _TYPES: Final = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     409: "conflict_error",
     413: "request_too_large",
+    424: "api_error",
     429: "rate_limit_error",
+    498: "overloaded_error",
     503: "overloaded_error",
     504: "timeout_error",
     529: "overloaded_error",
@@ -39,14 +42,33 @@ _REASONS: Final[dict[Stop, str]] = {
     "tool_calls": "tool_use",
     "content_filter": "refusal",
 }
+STATUSES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "conflict_error": 409,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+_TOO_LONG: Final = "prompt is too long"
+_PLAIN_BYTES: Final = 2048
 
 
-def stop_of(reason: str | None) -> Stop:
-    return _STOPS.get(reason or "end_turn", "stop")
+def stop_of(reason: Any, sequence: Any, details: Any) -> tuple[Stop, str | None, str | None]:
+    """Why an answer ended, at which stop sequence, how a refusal is explained. Unknown reasons are an ordinary end."""
+    stop = _STOPS.get(reason, "stop") if isinstance(reason, str) else "stop"
+    told = details.get("explanation") if stop == "content_filter" and isinstance(details, dict) else None
+    return stop, sequence if isinstance(sequence, str) else None, told if isinstance(told, str) else None
 
 
-def stop_reason(stop: Stop) -> str:
-    return _REASONS[stop]
+def write_stop(stop: Stop, sequence: str | None, refusal: str | None) -> dict[str, Any]:
+    reason = "stop_sequence" if stop == "stop" and sequence is not None else _REASONS[stop]
+    details = {"type": "refusal", "category": None, "explanation": refusal} if stop == "content_filter" else None
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": details}
 
 
 class _OutputDetails(msgspec.Struct):
@@ -54,7 +76,7 @@ class _OutputDetails(msgspec.Struct):
 
 
 class WireUsage(msgspec.Struct):
-    """`usage` of a message. In a stream each one is cumulative: members overwrite what came before, nothing is added."""
+    """`usage` of a message. In a stream each is cumulative: members overwrite what came before, nothing is added."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -85,6 +107,23 @@ class WireUsage(msgspec.Struct):
             cache_write=written,
             reasoning=(details.thinking_tokens or 0) if details is not None else 0,
         )
+
+
+_usage = msgspec.json.Decoder(WireUsage | None)
+
+
+def wire_usage(raw: msgspec.Raw) -> WireUsage | None:
+    """`usage` as it stands in an answer, or nothing when it is none: counts never spoil an answer."""
+    try:
+        usage: WireUsage | None = _usage.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return usage
+
+
+def read_usage(raw: msgspec.Raw) -> Usage | None:
+    usage = wire_usage(raw)
+    return usage.neutral() if usage is not None else None
 
 
 def write_usage(usage: Usage | None) -> dict[str, int]:
@@ -129,13 +168,13 @@ def nothing(members: Envelope) -> bytes | None:
 
 
 class _Message(msgspec.Struct):
-    usage: WireUsage | None = None
+    usage: msgspec.Raw = NOTHING
 
 
 class _Event(msgspec.Struct):
-    type: str = ""
+    type: Any = None
     message: _Message | None = None
-    usage: WireUsage | None = None
+    usage: msgspec.Raw = NOTHING
     error: Any = None
 
 
@@ -167,7 +206,7 @@ class StreamMeter:
             event = _event.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
-        usage = event.usage or (event.message.usage if event.message is not None else None)
+        usage = wire_usage(event.message.usage if event.message is not None else event.usage)
         if usage is not None:
             self._usage = usage.over(self._usage)
         if event.type == "message_stop":
@@ -194,7 +233,7 @@ class UnaryMeter:
     @property
     def usage(self) -> Usage | None:
         event = self._event()
-        return event.usage.neutral() if event is not None and event.usage is not None else None
+        return read_usage(event.usage) if event is not None else None
 
     @property
     def ended(self) -> bool:
@@ -220,8 +259,8 @@ def meter(*, stream: bool, hide_usage: bool) -> StreamMeter | UnaryMeter:
 
 
 def _message(error: Any) -> str:
-    message = error.get("message") if isinstance(error, dict) else None
-    return message if isinstance(message, str) else "an error without a message"
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) and message else "an error without a message"
 
 
 def read_error(status: int, data: bytes) -> Fault:
@@ -229,20 +268,28 @@ def read_error(status: int, data: bytes) -> Fault:
     try:
         value: Any = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = None
+        value = data[:_PLAIN_BYTES].decode("utf-8", "replace").strip()
+        if value.startswith("<"):  # a page of Cloudflare's
+            value = None
     error = value.get("error") if isinstance(value, dict) else None
-    if not isinstance(error, dict):
-        text = error if isinstance(error, str) else value.get("message") if isinstance(value, dict) else None
-        message = text if isinstance(text, str) else f"the provider answered with status {status}"
-        return Fault(status=status, message=message, type=error_type(status))
-    kind = error.get("type")
-    return Fault(
-        status=status,
-        message=_message(error),
-        type=error_type(status),
-        code=kind if isinstance(kind, str) else None,
-        request_id=value.get("request_id") if isinstance(value.get("request_id"), str) else None,
-    )
+    if isinstance(error, dict):
+        ident = value.get("request_id")
+        return fault_of(status, error, ident if isinstance(ident, str) else None)
+    told = error or (value.get("message") or value.get("detail") if isinstance(value, dict) else value)
+    message = told if isinstance(told, str) else ""
+    return Fault(status=status, message=message or f"the provider answered with status {status}")
+
+
+def fault_of(status: int, error: Any, request_id: str | None = None) -> Fault:
+    """An `error` object: its code is the finer one of `details` where there is one, else its type."""
+    members: dict[str, Any] = error if isinstance(error, dict) else {}
+    details = members.get("details")
+    finer = details.get("error_code") if isinstance(details, dict) else None
+    code = next((each for each in (finer, members.get("type")) if isinstance(each, str)), None)
+    message = _message(error)
+    if message.startswith(_TOO_LONG):
+        code = "context_length_exceeded"  # the word that clients of other APIs look for
+    return Fault(status=status, message=message, code=code, request_id=request_id)
 
 
 def write_error(fault: Fault) -> bytes:

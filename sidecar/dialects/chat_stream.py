@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from sidecar.clock import wall
+from sidecar.dialects.chat_answer import (
+    Answer,
+    Call,
+    Choice,
+    Message,
+    arguments,
+    blocks,
+    broken_off,
+    call_id,
+    mint,
+    reasoning,
+    stop_of,
+    string,
+    text,
+)
 from sidecar.dialects.neutral import (
     Begin,
     Delta,
@@ -15,73 +30,27 @@ from sidecar.dialects.neutral import (
     Redacted,
     RedactedDelta,
     SignatureDelta,
-    Stop,
     TextDelta,
     Thinking,
     ThinkingDelta,
     ToolBegin,
     ToolDelta,
 )
-from sidecar.dialects.openai import WireUsage, fault_in, write_stream_error, write_usage
+from sidecar.dialects.openai_errors import read_fault, write_stream_error
+from sidecar.dialects.openai_usage import read_usage, write_usage
 from sidecar.types import Usage
 from sidecar.wire import body, sse
 
-_STOPS: Final[dict[str, Stop]] = {
-    "stop": "stop",
-    "eos": "stop",  # Together
-    "length": "length",
-    "model_length": "length",  # Mistral
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter",
-}
-
-
-def stop_of(reason: str | None, *, calls: bool) -> Stop:
-    """Neutral word for a finish_reason. Some providers say "stop", or nothing, when tools are called."""
-    if calls and reason in (None, "", "stop"):
-        return "tool_calls"
-    return _STOPS.get(reason or "stop", "stop")
-
-
-def finish_reason(stop: Stop) -> str:
-    return stop
-
-
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | msgspec.Raw | None = None
+_chunk = msgspec.json.Decoder(Answer)
+_UPSTREAM = "upstream_error"
 
 
 class _Call(msgspec.Struct):
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
+    """A call under way. It has a `number`, and has begun, when its name is known; until then its pieces wait."""
 
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    thinking_blocks: list[msgspec.Raw] | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct):
-    id: str | None = None
-    model: str | None = None
-    choices: list[_Choice] | None = None
-    usage: WireUsage | None = None
-
-
-_chunk = msgspec.json.Decoder(_Chunk)
+    id: str = ""
+    number: int | None = None
+    early: list[str] = []
 
 
 class StreamReader:
@@ -90,11 +59,13 @@ class StreamReader:
     def __init__(self) -> None:
         self._begun = False
         self._ended = False
+        self._closing = False  # usage has come in a chunk of its own, behind which there is nothing
         self._usage: Usage | None = None
-        self._reason: str | None = None
+        self._reason: Any = None
+        self._stop_sequence: str | None = None
         self._refusal = ""
-        self._calls: dict[int, tuple[int, str | None]] = {}  # their index -> ours, id
-        self._early: dict[int, tuple[str | None, list[str]]] = {}  # fragments that came before a name
+        self._calls: dict[int, _Call] = {}  # by their index
+        self._numbers = 0  # calls begun
 
     def feed(self, events: list[sse.Event]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -105,88 +76,97 @@ class StreamReader:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """Without [DONE]: fine behind a finish_reason (some leave it out), else a cut."""
+        """Without [DONE]: fine behind a finish_reason or the usage (some leave it out), else a cut."""
         if self._ended:
             return []
-        if self._reason is not None:
+        if self._reason or self._closing:
             return [self._finish()]
         self._ended = True
-        return [Fault(status=502, type="upstream_error", code="provider_cut", message="the provider's stream was cut")]
+        return [Fault(status=502, type=_UPSTREAM, code="provider_cut", message="the provider's stream was cut")]
 
     def _event(self, data: bytes, deltas: list[Delta]) -> None:
         if data.startswith(b"[DONE]"):
-            if self._reason is None and not self._begun:
-                return
-            deltas.append(self._finish())
+            if self._begun:
+                deltas.append(self._finish())
             return
-        if (message := fault_in(data)) is not None:
-            self._ended = True
-            deltas.append(Fault(status=502, type="upstream_error", code="provider_error_in_answer", message=message))
+        if (fault := read_fault(data)) is not None:
+            self._fail(fault, deltas)
             return
         try:
             chunk = _chunk.decode(data)
+            self._read(chunk, deltas)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._ended = True
-            text = "the provider's stream holds an event that is not a chunk"
-            deltas.append(Fault(status=502, type="upstream_error", code="provider_protocol_error", message=text))
-            return
-        if not self._begun:
+            message = "the provider's stream holds an event that is not a chunk"
+            self._fail(Fault(status=502, type=_UPSTREAM, code="provider_protocol_error", message=message), deltas)
+
+    def _read(self, chunk: Answer, deltas: list[Delta]) -> None:
+        # Azure's first chunk has filters' results, and neither id nor model; the answer begins with the second.
+        if not self._begun and (chunk.choices or string(chunk.id)):
             self._begun = True
-            deltas.append(Begin(chunk.id or "", chunk.model or ""))
-        if chunk.usage is not None:
-            self._usage = chunk.usage.neutral()
+            deltas.append(Begin(string(chunk.id), string(chunk.model)))
+        groq = chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
+        usage = read_usage(chunk.usage) or read_usage(body.encode(groq))
+        if usage is not None:
+            self._usage = usage
+            self._closing = chunk.choices == [] and self._begun
         for choice in chunk.choices or ():
-            if choice.index == 0:
+            if choice.index in (0, None):
                 self._choice(choice, deltas)
 
-    def _choice(self, choice: _Choice, deltas: list[Delta]) -> None:
-        delta = choice.delta
-        if delta is not None:
-            if reasoning := delta.reasoning_content or delta.reasoning:
-                deltas.append(ThinkingDelta(reasoning))
-            if delta.content:
-                deltas.append(TextDelta(delta.content))
-            if delta.refusal:
-                self._refusal += delta.refusal
-            for position, call in enumerate(delta.tool_calls or ()):
-                self._call(call, position, deltas)
-        if choice.finish_reason is not None:
-            self._reason = choice.finish_reason
+    def _choice(self, choice: Choice, deltas: list[Delta]) -> None:
+        if choice.delta is not None:
+            self._delta(choice.delta, deltas)
+        if (fault := broken_off(choice)) is not None:
+            self._fail(fault, deltas)
+            return
+        self._reason = choice.finish_reason or self._reason
+        self._stop_sequence = string(choice.stop_reason) or self._stop_sequence
 
-    def _call(self, call: _Call, position: int, deltas: list[Delta]) -> None:
-        theirs = call.index if call.index is not None else position
-        name = call.function.name if call.function is not None else None
-        fragment = _fragment(call.function)
+    def _delta(self, delta: Message, deltas: list[Delta]) -> None:
+        if thought := reasoning(delta):
+            deltas.append(ThinkingDelta(thought))
+        deltas += [
+            RedactedDelta(block.data) if isinstance(block, Redacted) else SignatureDelta(block.signature)
+            for block in blocks(delta)
+        ]
+        if said := text(delta):
+            deltas.append(TextDelta(said))
+        if refused := string(delta.refusal):
+            self._refusal += refused
+            deltas.append(TextDelta(refused))
+        for position, call in enumerate(delta.tool_calls or ()):
+            self._call(call, position, deltas)
+        if delta.function_call is not None:  # OpenAI's first form of calls: one, without an id
+            self._call(Call(0, None, delta.function_call), 0, deltas)
+
+    def _call(self, call: Call, position: int, deltas: list[Delta]) -> None:
+        theirs = call.index if isinstance(call.index, int) else position
+        ident = call_id(call.id)
+        name = string(call.function.name) if call.function is not None else ""
+        fragment = arguments(call.function.arguments) if call.function is not None else ""
         known = self._calls.get(theirs)
-        if known is not None and call.id and known[1] and call.id != known[1] and name:
-            known = None  # the same index under another id is another call (seen at llama.cpp)
-        if known is None:
-            early_id, early = self._early.pop(theirs, (None, []))
-            ident = call.id or early_id
+        # The same index under another id, with a name, is another call (llama.cpp, Google's compatible API).
+        if known is None or (name and ident and known.id and ident != known.id and known.number is not None):
+            known = self._calls[theirs] = _Call(early=[])
+        known.id = known.id or ident
+        if known.number is None:
+            known.early.append(fragment)
             if not name:
-                self._early[theirs] = (ident, [*early, fragment])
                 return
-            ours = len({index for index, _ in self._calls.values()}) if theirs not in self._calls else self._next()
-            self._calls[theirs] = known = (ours, ident)
-            deltas.append(ToolBegin(ours, ident or f"call_{ours}", name))
-            fragment = "".join([*early, fragment])
+            known.number, fragment = self._numbers, "".join(known.early)
+            self._numbers += 1
+            deltas.append(ToolBegin(known.number, known.id or mint("call_"), name))
         if fragment:
-            deltas.append(ToolDelta(known[0], fragment))
+            deltas.append(ToolDelta(known.number, fragment))
 
-    def _next(self) -> int:
-        return max(index for index, _ in self._calls.values()) + 1
+    def _fail(self, fault: Fault, deltas: list[Delta]) -> None:
+        self._ended = True
+        deltas.append(fault)
 
     def _finish(self) -> Finish:
         self._ended = True
-        stop = stop_of(self._reason, calls=bool(self._calls))
-        return Finish(stop, self._usage, refusal=self._refusal or None)
-
-
-def _fragment(function: _Function | None) -> str:
-    """Arguments are JSON text in pieces; Mistral may send the object itself."""
-    if function is None or function.arguments is None:
-        return ""
-    return function.arguments if isinstance(function.arguments, str) else bytes(function.arguments).decode()
+        stop = stop_of(self._reason, calls=self._numbers > 0, refused=bool(self._refusal))
+        return Finish(stop, self._usage, self._stop_sequence if stop == "stop" else None, self._refusal or None)
 
 
 class StreamWriter:
@@ -218,9 +198,9 @@ class StreamWriter:
         if isinstance(delta, SignatureDelta):
             block = Thinking("".join(self._thinking), delta.signature)
             self._thinking.clear()
-            return self._chunk({"thinking_blocks": [_block(block)]}) if delta.signature else b""
+            return self._chunk({"thinking_blocks": [write_block(block)]}) if delta.signature else b""
         if isinstance(delta, RedactedDelta):
-            return self._chunk({"thinking_blocks": [_block(Redacted(delta.data))]})
+            return self._chunk({"thinking_blocks": [write_block(Redacted(delta.data))]})
         if isinstance(delta, Begin):
             return self._begin(delta)
         if isinstance(delta, Finish):
@@ -229,9 +209,8 @@ class StreamWriter:
         return write_stream_error(delta)
 
     def _begin(self, begin: Begin) -> bytes:
-        ident = begin.id if begin.id.startswith("chatcmpl-") else f"chatcmpl-{begin.id}"
         self._head = {
-            "id": ident,
+            "id": completion_id(begin.id),
             "object": "chat.completion.chunk",
             "created": int(wall()),
             "model": begin.model,
@@ -244,7 +223,7 @@ class StreamWriter:
         out = b""
         if finish.refusal is not None:
             out += self._chunk({"refusal": finish.refusal})
-        out += self._chunk({}, finish_reason(finish.stop))
+        out += self._chunk({}, finish.stop)
         usage = finish.usage or self._usage
         if self._include_usage and usage is not None:
             out += sse.write(body.encode({**self._head, "choices": [], "usage": write_usage(usage)}))
@@ -258,7 +237,14 @@ class StreamWriter:
         return sse.write(body.encode(chunk))
 
 
-def _block(block: Thinking | Redacted) -> dict[str, str]:
+def completion_id(ident: str) -> str:
+    """A provider's id in the form that clients of this API expect."""
+    if not ident:
+        return mint("chatcmpl-")
+    return ident if ident.startswith("chatcmpl-") else f"chatcmpl-{ident}"
+
+
+def write_block(block: Thinking | Redacted) -> dict[str, str]:
     if isinstance(block, Redacted):
         return {"type": "redacted_thinking", "data": block.data}
     return {"type": "thinking", "thinking": block.text, "signature": block.signature}

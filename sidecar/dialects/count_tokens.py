@@ -22,7 +22,7 @@ def local(members: Envelope) -> bytes | None:
 
 
 def count(members: Envelope) -> int:
-    """An estimate, in tokens: bytes over three (JSON runs at 2.9 a token), images at a flat rate, some for each message."""
+    """An estimate: bytes over three (JSON runs at 2.9 a token), images at a flat rate, some tokens for each message."""
     total = 0.0
     for name in _COUNTED:
         if name not in members:

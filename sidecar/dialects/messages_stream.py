@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+import secrets
+from typing import Any, Literal
 
 import msgspec
 
-from sidecar.dialects.anthropic import WireUsage, stop_of, stop_reason, write_stream_error, write_usage
+from sidecar.dialects.anthropic import (
+    STATUSES,
+    WireUsage,
+    fault_of,
+    stop_of,
+    wire_usage,
+    write_stop,
+    write_stream_error,
+    write_usage,
+)
 from sidecar.dialects.neutral import (
+    NOTHING,
     Begin,
     Delta,
     Fault,
@@ -21,67 +32,57 @@ from sidecar.dialects.neutral import (
 )
 from sidecar.wire import body, sse
 
-_STATUS: Final = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-
-
-class _Error(msgspec.Struct):
-    type: str = "api_error"
-    message: str = "an error without a message"
+_UPSTREAM = "upstream_error"
 
 
 class _Message(msgspec.Struct):
-    id: str = ""
-    model: str = ""
-    usage: WireUsage | None = None
+    id: str | None = None
+    model: str | None = None
+    usage: msgspec.Raw = NOTHING
 
 
 class _Block(msgspec.Struct):
-    type: str
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    data: str = ""
-    id: str = ""
-    name: str = ""
-    input: msgspec.Raw | None = None
-
-
-class _StopDetails(msgspec.Struct):
-    explanation: str | None = None
+    type: str | None = None
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: Any = None
+    id: str | None = None
+    name: str | None = None
+    input: msgspec.Raw = NOTHING
 
 
 class _Delta(msgspec.Struct):
-    type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    partial_json: str = ""
-    stop_reason: str | None = None
-    stop_sequence: str | None = None
-    stop_details: _StopDetails | None = None
+    type: str | None = None
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
+    stop_reason: Any = None
+    stop_sequence: Any = None
+    stop_details: Any = None
 
 
 class _Event(msgspec.Struct):
-    type: str = ""
-    index: int = 0
+    type: str | None = None
+    index: int | None = None
     message: _Message | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
-    usage: WireUsage | None = None
-    error: _Error | None = None
+    usage: msgspec.Raw = NOTHING
+    error: Any = None
+
+
+class _Kind(msgspec.Struct):
+    type: Any = None
 
 
 _event = msgspec.json.Decoder(_Event)
+_kind = msgspec.json.Decoder(_Kind)
+_KNOWN = (
+    "message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
+    "message_stop", "error",
+)  # fmt: skip
 
 
 class _Tool(msgspec.Struct):
@@ -92,116 +93,117 @@ class _Tool(msgspec.Struct):
 
 
 class StreamReader:
-    """Typed events to deltas. Unknown events and deltas are passed over, as the API asks of its clients."""
+    """Typed events to deltas. Unknown events, blocks and deltas are passed over, as the API asks of its clients."""
 
     def __init__(self) -> None:
         self._ended = False
+        self._begun = False
         self._usage: WireUsage | None = None
         self._stop: _Delta = _Delta()
         self._tools: dict[int, _Tool] = {}  # by block index, while open
         self._calls = 0
-        self._signing: set[int] = set()  # blocks of thinking whose signature has not come
+        self._signatures: dict[int, str] = {}  # of open blocks of thinking
 
     def feed(self, events: list[sse.Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
             if self._ended:
                 break
+            if event.data.startswith(b"[DONE]"):  # not of this API, but some who serve it send it
+                continue
             try:
-                decoded = _event.decode(event.data)
+                # Its kind first: an event of an unknown kind may look like anything.
+                if _kind.decode(event.data).type in _KNOWN:
+                    self._read(_event.decode(event.data), deltas)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._ended = True
-                deltas.append(_broken("the provider's stream holds an event that is not JSON of its API"))
-                break
-            self._read(decoded, deltas)
+                deltas.append(_broken("the provider's stream holds an event that is not one of its API"))
         return deltas
 
     def finish(self) -> list[Delta]:
         if self._ended:
             return []
         self._ended = True
-        return [Fault(status=502, type="upstream_error", code="provider_cut", message="the provider's stream was cut")]
+        return [Fault(status=502, type=_UPSTREAM, code="provider_cut", message="the provider's stream was cut")]
 
     def _read(self, event: _Event, deltas: list[Delta]) -> None:
-        kind = event.type
+        kind, index = event.type, event.index or 0
         if kind == "content_block_delta" and event.delta is not None:
-            self._delta(event.index, event.delta, deltas)
+            self._delta(index, event.delta, deltas)
         elif kind == "content_block_start" and event.content_block is not None:
-            self._start(event.index, event.content_block, deltas)
+            self._start(index, event.content_block, deltas)
         elif kind == "content_block_stop":
-            self._stop_block(event.index, deltas)
-        elif kind == "message_start" and event.message is not None:
+            self._stop_block(index, deltas)
+        elif kind == "message_start" and event.message is not None and not self._begun:
+            self._begun = True
             message = event.message
-            self._usage = message.usage
-            deltas.append(Begin(message.id, message.model, message.usage.neutral() if message.usage else None))
+            self._usage = wire_usage(message.usage)
+            usage = self._usage.neutral() if self._usage is not None else None
+            deltas.append(Begin(message.id or "", message.model or "", usage))
         elif kind == "message_delta":
-            if event.usage is not None:
-                self._usage = event.usage.over(self._usage)
-            if event.delta is not None:
+            if (usage_now := wire_usage(event.usage)) is not None:
+                self._usage = usage_now.over(self._usage)
+            if event.delta is not None and event.delta.stop_reason is not None:
                 self._stop = event.delta
         elif kind == "message_stop":
             self._ended = True
             deltas.append(self._finish())
         elif kind == "error":
             self._ended = True
-            error = event.error or _Error()
-            status = _STATUS.get(error.type, 500)
-            deltas.append(Fault(status=status, type="upstream_error", code=error.type, message=error.message))
+            deltas.append(_fault(event.error))
 
     def _start(self, index: int, block: _Block, deltas: list[Delta]) -> None:
         if block.type == "tool_use":
             tool = self._tools[index] = _Tool(self._calls)
             self._calls += 1
-            deltas.append(ToolBegin(tool.number, block.id, block.name))
-            if block.input is not None and bytes(block.input).strip() not in (b"{}", b"null"):
+            deltas.append(ToolBegin(tool.number, block.id or f"toolu_{secrets.token_hex(12)}", block.name or ""))
+            given = bytes(block.input)
+            if given.startswith(b"{") and given[1:-1].strip():
                 tool.given = True
-                deltas.append(ToolDelta(tool.number, bytes(block.input).decode()))
+                deltas.append(ToolDelta(tool.number, given.decode()))
         elif block.type == "text" and block.text:
             deltas.append(TextDelta(block.text))
         elif block.type == "thinking":
-            self._signing.add(index)
+            self._signatures[index] = block.signature or ""
             if block.thinking:
                 deltas.append(ThinkingDelta(block.thinking))
         elif block.type == "redacted_thinking":
-            deltas.append(RedactedDelta(block.data))
+            deltas.append(RedactedDelta(block.data if isinstance(block.data, str) else ""))
 
     def _delta(self, index: int, delta: _Delta, deltas: list[Delta]) -> None:
-        if delta.type == "text_delta":
-            if delta.text:
-                deltas.append(TextDelta(delta.text))
-        elif delta.type == "input_json_delta":
+        if delta.type == "text_delta" and delta.text:
+            deltas.append(TextDelta(delta.text))
+        elif delta.type == "input_json_delta" and delta.partial_json:
             tool = self._tools.get(index)
-            if tool is not None and delta.partial_json:
+            if tool is not None:
                 tool.given = True
                 deltas.append(ToolDelta(tool.number, delta.partial_json))
-        elif delta.type == "thinking_delta":
-            if delta.thinking:
-                deltas.append(ThinkingDelta(delta.thinking))
-        elif delta.type == "signature_delta":
-            self._signing.discard(index)
-            deltas.append(SignatureDelta(delta.signature))
+        elif delta.type == "thinking_delta" and delta.thinking:
+            deltas.append(ThinkingDelta(delta.thinking))
+        elif delta.type == "signature_delta" and delta.signature:
+            self._signatures[index] = delta.signature
 
     def _stop_block(self, index: int, deltas: list[Delta]) -> None:
         tool = self._tools.pop(index, None)
         if tool is not None and not tool.given:
             deltas.append(ToolDelta(tool.number, "{}"))
-        if index in self._signing:
-            self._signing.discard(index)
-            deltas.append(SignatureDelta(""))
+        signature = self._signatures.pop(index, None)
+        if signature is not None:
+            deltas.append(SignatureDelta(signature))
 
     def _finish(self) -> Finish:
-        stop = stop_of(self._stop.stop_reason)
-        details = self._stop.stop_details
-        return Finish(
-            stop,
-            self._usage.neutral() if self._usage is not None else None,
-            self._stop.stop_sequence,
-            details.explanation if details is not None and stop == "content_filter" else None,
-        )
+        stop, sequence, refusal = stop_of(self._stop.stop_reason, self._stop.stop_sequence, self._stop.stop_details)
+        usage = self._usage.neutral() if self._usage is not None else None
+        return Finish(stop, usage, sequence, refusal)
+
+
+def _fault(error: Any) -> Fault:
+    kind = error.get("type") if isinstance(error, dict) else None
+    return fault_of(STATUSES.get(kind, 500) if isinstance(kind, str) else 500, error)
 
 
 def _broken(message: str) -> Fault:
-    return Fault(status=502, type="upstream_error", code="provider_protocol_error", message=message)
+    return Fault(status=502, type=_UPSTREAM, code="provider_protocol_error", message=message)
 
 
 Kind = Literal["text", "thinking", "tool"]
@@ -229,10 +231,9 @@ class StreamWriter:
         if isinstance(delta, ThinkingDelta):
             return self._ensure("thinking") + self._delta({"type": "thinking_delta", "thinking": delta.text})
         if isinstance(delta, SignatureDelta):
-            signed = self._delta({"type": "signature_delta", "signature": delta.signature})
-            return self._ensure("thinking") + signed + self._close()
+            return self._ensure("thinking") + self._close(delta.signature)
         if isinstance(delta, RedactedDelta):
-            return self._close() + self._begin({"type": "redacted_thinking", "data": delta.data}) + self._stop()
+            return self._close_all() + self._begin({"type": "redacted_thinking", "data": delta.data}) + self._stop()
         if isinstance(delta, Begin):
             return self._message_start(delta)
         if isinstance(delta, Finish):
@@ -241,37 +242,33 @@ class StreamWriter:
         return write_stream_error(delta)
 
     def _message_start(self, begin: Begin) -> bytes:
-        message = {
-            "id": begin.id if begin.id.startswith("msg_") else f"msg_{begin.id}",
+        message: dict[str, Any] = {
+            "id": message_id(begin.id),
             "type": "message",
             "role": "assistant",
             "model": begin.model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            "stop_details": None,
             "usage": write_usage(begin.usage),
         }
         return _event_of("message_start", message=message) + _event_of("ping")
 
     def _finish(self, finish: Finish) -> bytes:
         self.finished = True
-        out = self._close(last=True)
-        delta: dict[str, Any] = {"stop_reason": stop_reason(finish.stop), "stop_sequence": finish.stop_sequence}
-        if finish.stop_sequence is not None:
-            delta["stop_reason"] = "stop_sequence"
-        return (
-            out + _event_of("message_delta", delta=delta, usage=write_usage(finish.usage)) + _event_of("message_stop")
-        )
+        delta = write_stop(finish.stop, finish.stop_sequence, finish.refusal)
+        end = _event_of("message_delta", delta=delta, usage=write_usage(finish.usage)) + _event_of("message_stop")
+        return self._close_all() + end
 
     # -- blocks
 
     def _ensure(self, kind: Literal["text", "thinking"]) -> bytes:
         if self._open == (kind, -1):
             return b""
-        block = (
-            {"type": "text", "text": ""} if kind == "text" else {"type": "thinking", "thinking": "", "signature": ""}
-        )
-        out = self._close(last=True) + self._begin(block)
+        out = self._close_all()
+        empty = {"thinking": "", "signature": ""} if kind == "thinking" else {"text": ""}
+        out += self._begin({"type": kind, **empty})
         self._open = (kind, -1)
         return out
 
@@ -282,9 +279,8 @@ class StreamWriter:
         return self._close() + self._open_tool(begin)
 
     def _open_tool(self, begin: ToolBegin) -> bytes:
-        out = self._begin({"type": "tool_use", "id": begin.id, "name": begin.name, "input": {}})
         self._open = ("tool", begin.index)
-        return out
+        return self._begin({"type": "tool_use", "id": begin.id, "name": begin.name, "input": {}})
 
     def _tool_delta(self, delta: ToolDelta) -> bytes:
         if delta.index in self._waiting:
@@ -294,22 +290,24 @@ class StreamWriter:
             return b""  # its block has been closed by what came after; a late fragment has no place
         return self._delta({"type": "input_json_delta", "partial_json": delta.fragment})
 
-    def _close(self, *, last: bool = False) -> bytes:
-        """Close the open block. With `last`, the tools that waited for it are written too, one after another."""
+    def _close(self, signature: str = "") -> bytes:
+        """Close the open block. Thinking ends with its signature, were it empty."""
         if self._open is None:
             return b""
-        out = b""
-        if self._open[0] == "thinking":
-            pass
-        out += self._stop()
+        thinking = self._open[0] == "thinking"
         self._open = None
-        while last and self._waiting:
-            number = next(iter(self._waiting))
-            begin, fragments = self._waiting.pop(number)
+        signed = self._delta({"type": "signature_delta", "signature": signature}) if thinking else b""
+        return signed + self._stop()
+
+    def _close_all(self) -> bytes:
+        """Close the open block, and write the tools that waited for it, one after another."""
+        out = self._close()
+        for begin, fragments in self._waiting.values():
             out += self._open_tool(begin)
-            out += self._delta({"type": "input_json_delta", "partial_json": "".join(fragments)}) if fragments else b""
-            out += self._stop()
-            self._open = None
+            if fragments:
+                out += self._delta({"type": "input_json_delta", "partial_json": "".join(fragments)})
+            out += self._close()
+        self._waiting.clear()
         return out
 
     def _begin(self, block: dict[str, Any]) -> bytes:
@@ -321,6 +319,13 @@ class StreamWriter:
 
     def _stop(self) -> bytes:
         return _event_of("content_block_stop", index=self._index)
+
+
+def message_id(ident: str) -> str:
+    """A provider's id in the form that clients of this API expect."""
+    if not ident:
+        return f"msg_{secrets.token_hex(12)}"
+    return ident if ident.startswith("msg_") else f"msg_{ident}"
 
 
 def _event_of(kind: str, **members: Any) -> bytes:

@@ -1,19 +1,26 @@
 """The neutral form of conversations, through which dialects are translated (hub and spoke), and what a dialect is.
 
-Numbers and JSON that only pass through stay as the bytes they were (`msgspec.Raw`, or JSON text): no float ever rounds them.
+Numbers and JSON that only pass through stay as the bytes they were (`msgspec.Raw`, or JSON text): no float rounds them.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from sidecar.types import Envelope, Usage, View
 from sidecar.wire.sse import Event
 
+NOTHING: Final = msgspec.Raw(b"")  # default of a wire struct's Raw members: msgspec does not decode `Raw | None`
+
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+def sent(raw: msgspec.Raw) -> msgspec.Raw | None:
+    """A wire struct's Raw member, or None when it was not sent or is null."""
+    return raw if bytes(raw) not in (b"", b"null") else None
 
 
 class Text(msgspec.Struct):
@@ -205,7 +212,7 @@ class Meter(Protocol):
     """Watches the bytes of one answer. It never raises: what it cannot read goes by unmeasured."""
 
     def feed(self, block: bytes) -> bytes:
-        """Whole events (or any piece of a unary body) in; what to send on out: the same object, or less a hidden event."""
+        """Whole events (or any piece of a unary body) in; what to send on out: the same object, less a hidden event."""
         ...
 
     @property
@@ -247,7 +254,7 @@ class Dialect(Protocol):
         ...
 
     def ask_usage(self, members: Envelope) -> bool:
-        """Make a streamed answer tell its usage. True when the client had not asked, so that the event is to be hidden."""
+        """Make a streamed answer tell its usage. True when the client had not asked, so that the event is hidden."""
         ...
 
     def meter(self, *, stream: bool, hide_usage: bool) -> Meter: ...

@@ -1,0 +1,224 @@
+"""Tokens as OpenAI's dialects count them, and the meters that find the count in passing bytes."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from sidecar.dialects.neutral import NOTHING
+from sidecar.dialects.openai_errors import fault_in
+from sidecar.types import Usage
+from sidecar.wire import sse
+
+_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
+# [DONE] at the head of a line only, for a text may hold the word; a reason with something in it, for some send "".
+_ENDING: Final = re.compile(rb'(?:^|[\r\n])data: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]')
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_TAIL_BYTES: Final = 64 * 1024
+_MOST_TOKENS: Final = 1 << 53  # what a float counts exactly; more is no count of tokens
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: float | None = None
+    cache_write_tokens: float | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: float | None = None
+
+
+class WireUsage(msgspec.Struct):
+    """`usage` as the compatible providers send it; counts are floats at some of them."""
+
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+    total_tokens: float | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: float | None = None  # DeepSeek
+    cached_tokens: float | None = None  # Together, Moonshot
+    num_cached_tokens: float | None = None  # Mistral
+    cache_creation_input_tokens: float | None = None  # gateways before Anthropic
+    reasoning_tokens: float | None = None  # Perplexity
+
+    def neutral(self) -> Usage:
+        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
+        details = self.prompt_tokens_details or _PromptDetails()
+        cached = _count(
+            details.cached_tokens or self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
+        )
+        inner = self.completion_tokens_details
+        reasoning = _count((inner.reasoning_tokens if inner is not None else None) or self.reasoning_tokens)
+        # xAI counts reasoning outside of completion_tokens; its total tells (prompt + completion + reasoning).
+        if reasoning and _count(self.total_tokens) == prompt + completion + reasoning:
+            completion += reasoning
+        if cached > prompt:  # cannot be a part of it, so it is beside it (seen at xAI)
+            prompt += cached
+        return Usage(
+            input=prompt,
+            output=completion,
+            cached=cached,
+            cache_write=_count(details.cache_write_tokens or self.cache_creation_input_tokens),
+            reasoning=reasoning,
+        )
+
+
+def _count(value: float | None) -> int:
+    return int(value) if value is not None and 0 <= value < _MOST_TOKENS else 0
+
+
+class _Groq(msgspec.Struct):
+    usage: msgspec.Raw = NOTHING
+
+
+class _Chunk(msgspec.Struct):
+    usage: msgspec.Raw = NOTHING
+    choices: list[msgspec.Raw] | None = None
+    x_groq: _Groq | None = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_usage = msgspec.json.Decoder(WireUsage | None)
+
+
+def read_usage(raw: msgspec.Raw | bytes) -> Usage | None:
+    """`usage` as it stands in an answer, or nothing when it is none: counts never spoil an answer."""
+    try:
+        usage = _usage.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return usage.neutral() if usage is not None else None
+
+
+def write_usage(usage: Usage) -> dict[str, object]:
+    """`usage` as OpenAI sends it."""
+    return {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input + usage.output,
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+# -- meters
+
+
+class StreamMeter:
+    """Watches a stream of chunks: finds usage by searching bytes, and decodes only the event that holds it."""
+
+    __slots__ = ("_closed", "_hide", "_last", "fault", "usage")
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self._hide = hide_usage
+        self._closed = False
+        self._last: deque[bytes] = deque(maxlen=8)  # the end may be followed by usage, filters' results and comments
+        self.usage: Usage | None = None
+        self.fault: str | None = None
+
+    def feed(self, block: bytes) -> bytes:
+        self._last.append(block)
+        if b'"error"' in block:
+            self._look_for_fault(block)
+        if b'"usage"' in block and _USAGE.search(block) is not None:
+            return self._read_usage(block)
+        return block
+
+    @property
+    def ended(self) -> bool:
+        """[DONE] came; or a finish_reason or the usage, behind which some providers leave it out."""
+        return self._closed or any(_ENDING.search(block) for block in self._last)
+
+    def _read_usage(self, block: bytes) -> bytes:
+        start = 0
+        kept: list[bytes] = []
+        for match in _EVENT_END.finditer(block):
+            event = block[start : match.end()]
+            start = match.end()
+            if _USAGE.search(event) is not None and self._is_usage_only(event) and self._hide:
+                # Comments beside it keep the connection alive, and may stay.
+                event = b"".join([line for line in event.splitlines(keepends=True) if line.startswith(b":")])
+            kept.append(event)
+        kept.append(block[start:])
+        return block if not self._hide else b"".join(kept)
+
+    def _is_usage_only(self, event: bytes) -> bool:
+        for found in sse.events(event):
+            try:
+                chunk = _chunk.decode(found.data)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+            usage = read_usage(chunk.usage) or (read_usage(chunk.x_groq.usage) if chunk.x_groq is not None else None)
+            if usage is not None:
+                self.usage = usage
+                self._closed = chunk.choices == []
+                return self._closed
+        return False
+
+    def _look_for_fault(self, block: bytes) -> None:
+        for event in sse.events(block):
+            if (message := fault_in(event.data)) is not None:
+                self.fault = message
+
+
+class UnaryMeter:
+    """Watches one body. Of a long one it keeps both ends, 64 KiB each: nearly everywhere usage is the last member."""
+
+    __slots__ = ("_head", "_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, block: bytes) -> bytes:
+        self._pieces.append(block)
+        self._size += len(block)
+        if self._size > 2 * _TAIL_BYTES:
+            data = b"".join(self._pieces)
+            self._head = self._head or data[:_TAIL_BYTES]
+            self._pieces = [data[-_TAIL_BYTES:]]
+            self._size = _TAIL_BYTES
+        return block
+
+    @property
+    def usage(self) -> Usage | None:
+        return _last_usage(b"".join(self._pieces)) or _last_usage(self._head)
+
+    @property
+    def ended(self) -> bool:
+        return True
+
+    @property
+    def fault(self) -> str | None:
+        return None if self._head else fault_in(b"".join(self._pieces))
+
+
+def _last_usage(data: bytes) -> Usage | None:
+    """The last `usage`: a tool's arguments may have one too, but not behind it."""
+    starts = [match.end() - 1 for match in _USAGE.finditer(data)]
+    return read_usage(_object_at(data, starts[-1])) if starts else None
+
+
+def meter(*, stream: bool, hide_usage: bool) -> StreamMeter | UnaryMeter:
+    return StreamMeter(hide_usage=hide_usage) if stream else UnaryMeter()
+
+
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+
+
+def _object_at(data: bytes, start: int) -> bytes:
+    """The JSON object that opens at `start`, to its closing brace."""
+    depth = 0
+    for match in _TOKENS.finditer(data, start):
+        brace = match[0]
+        if brace == b"{":
+            depth += 1
+        elif brace == b"}":
+            depth -= 1
+            if depth == 0:
+                return data[start : match.end()]
+    return b""
