@@ -153,7 +153,7 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
         offers=_TALKS,
     ),
     Provider(name="nvidia", base_url="https://integrate.api.nvidia.com/v1", speaks=_ALL, offers=_TALKS),
-    Provider(name="huggingface", base_url="https://router.huggingface.co/v1", speaks=(_CHAT,), offers=_SEES),
+    Provider(name="huggingface", base_url="https://router.huggingface.co/v1", speaks=(_CHAT, _TEXT), offers=_SEES),
     Provider(
         name="alibaba",
         base_url="https://dashscope-intl.aliyuncs.com/compatible-mode/v1",

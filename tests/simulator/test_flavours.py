@@ -41,7 +41,7 @@ async def test_each_flavour_serves_every_endpoint(flavour: str) -> None:
     async with Simulator(Settings(flavour=flavour)) as simulator:
         for value, path in (
             (CHAT, "/chat/completions"),
-            (STREAM, "/v1/chat/completions"),
+            (STREAM if flavour != "cohere" else {**CHAT, "stream": True}, "/v1/chat/completions"),
             (CALLS, "/chat/completions"),
             ({**CALLS, "stream": True}, "/chat/completions"),
             (THINKS, "/chat/completions"),
@@ -277,3 +277,8 @@ async def test_a_429_has_the_headers_of_its_provider(flavour: str, expected: dic
         assert limits == expected
     if flavour == "xai":
         assert not any("reset" in name for name in limits)
+
+
+async def test_cohere_refuses_stream_options() -> None:
+    status, _, body = split(await told("cohere", STREAM))
+    assert (status, msgspec.json.decode(body)["error"]["param"]) == (422, "stream_options")
