@@ -264,12 +264,12 @@ async def test_a_lifespan_may_come_again() -> None:
 def test_another_loop_gets_connections_of_its_own() -> None:
     async def once() -> int:
         async with Simulator() as simulator:
-            app.reload(msgspec.structs.replace(config_for(simulator), callers={}))
-            status = (await ask(app, "POST", "/v1/chat/completions", JSON, CHAT)).status
-            await app.aclose()
+            moving.reload(msgspec.structs.replace(config_for(simulator), callers={}))
+            status = (await ask(moving, "POST", "/v1/chat/completions", JSON, CHAT)).status
+            await moving.aclose()
             return status
 
-    app = Sidecar(ALIASES)
+    moving = Sidecar(ALIASES)
     assert [asyncio.run(once()), asyncio.run(once())] == [200, 200]
 
 

@@ -26,7 +26,7 @@ from sidecar.simulator import Simulator
 from tests.e2e.doors import cancelled, config_for
 from tests.faults.ground import nothing_left
 
-LIBRARIES: Any = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+LIBRARIES: pytest.MarkDecorator = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
 URL = "http://sidecar/v1/chat/completions"
 CHAT: Any = {"model": "lab/m", "messages": [{"role": "user", "content": "hi"}]}
 STREAM: Any = {**CHAT, "stream": True}

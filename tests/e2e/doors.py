@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
-import anthropic
 import fastapi
 import httpx
 import httpx2
 import msgspec
-import openai
 import uvicorn
+from anthropic import Anthropic, AsyncAnthropic
+from openai import AsyncOpenAI, OpenAI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -74,17 +74,17 @@ class Door(msgspec.Struct, kw_only=True):
     sync: Callable[[], Any]
     async_: Callable[[], Any]
 
-    def openai(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", http_client=self.sync(), **_DEFAULTS | options)
+    def openai(self, **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", http_client=self.sync(), **_DEFAULTS | options)
 
-    def openai_async(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", http_client=self.async_(), **_DEFAULTS | options)
+    def openai_async(self, **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", http_client=self.async_(), **_DEFAULTS | options)
 
-    def anthropic(self, **options: Any) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=self.url, http_client=self.sync(), **_DEFAULTS | options)
+    def anthropic(self, **options: Any) -> Anthropic:
+        return Anthropic(base_url=self.url, http_client=self.sync(), **_DEFAULTS | options)
 
-    def anthropic_async(self, **options: Any) -> anthropic.AsyncAnthropic:
-        return anthropic.AsyncAnthropic(base_url=self.url, http_client=self.async_(), **_DEFAULTS | options)
+    def anthropic_async(self, **options: Any) -> AsyncAnthropic:
+        return AsyncAnthropic(base_url=self.url, http_client=self.async_(), **_DEFAULTS | options)
 
 
 _DEFAULTS: Final[dict[str, Any]] = {"api_key": CALLER_KEY, "max_retries": 0, "timeout": SECONDS}

@@ -128,10 +128,10 @@ async def test_it_serves_on_after_a_client_has_left(upstream: tuple[str, str]) -
 
 
 async def test_its_error_passes_untouched(upstream: tuple[str, str]) -> None:
-    base_url, _ = upstream
+    base_url, model = upstream
     async with behind(upstream) as door, httpx2.AsyncClient(timeout=60, trust_env=False) as client:
         answer = await client.post(f"{door.url}/v1/chat/completions", json={"model": "tiny", "messages": 5})
-        direct = await client.post(f"{base_url}/chat/completions", json={"model": "tiny", "messages": 5})
+        direct = await client.post(f"{base_url}/chat/completions", json={"model": model, "messages": 5})
     assert direct.status_code >= 400
     assert (answer.status_code, answer.content) == (direct.status_code, direct.content)
     assert answer.headers["x-sidecar-error"].startswith("provider_")
