@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,16 @@ def cores() -> tuple[int, int]:
 
 
 class Part:
-    """A process that was started here, pinned to a core, and is ended here."""
+    """A process that was started here, on a core of its own or on any, and is ended here."""
 
-    def __init__(self, name: str, command: list[str], core: int, port: int, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: list[str], core: int | None, port: int, env: dict[str, str] | None = None
+    ) -> None:
         self.name = name
         self.port = port
         began = time.perf_counter()
         self.process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
+            command if core is None else ["taskset", "-c", str(core), *command],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **(env or {})},
@@ -165,14 +167,14 @@ def rss_mb(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def parts(names: list[str]) -> Iterator[dict[str, Part]]:
+def parts(names: list[str], *, simulate: Sequence[str] = ("--bench",), pin: bool = True) -> Iterator[dict[str, Part]]:
     """The mock, and the named proxies in front of it: "nginx", "envoy", "sidecar"; "direct" is the mock itself."""
-    proxy_core, load_core = cores()
+    proxy_core, load_core = cores() if pin else (None, None)
     folder = Path(tempfile.mkdtemp(prefix="sidecar-bench-"))
     started: dict[str, Part] = {}
     try:
         port = free_port()
-        mock = [sys.executable, "-m", "sidecar", "simulate", "--bench", "--port", str(port)]
+        mock = [sys.executable, "-m", "sidecar", "simulate", *simulate, "--port", str(port)]
         started["direct"] = Part("direct", mock, load_core, port)
         for name in names:
             started[name] = _start(name, folder, proxy_core, port)
@@ -194,7 +196,7 @@ def binary(name: str) -> str | None:
     return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
-def _start(name: str, folder: Path, core: int, upstream: int) -> Part:
+def _start(name: str, folder: Path, core: int | None, upstream: int) -> Part:
     port = free_port()
     if name == "sidecar":
         file = folder / "sidecar.toml"
