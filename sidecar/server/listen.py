@@ -57,8 +57,9 @@ class Hangups:
                 connection.hung_up()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
 
 
 class Server:
@@ -185,7 +186,6 @@ class Server:
         """Take clients for as long as the server lives: there is no error of one client that may end it."""
         failing = False
         while True:
-            await self._make_room()
             try:
                 client, _ = await self.loop.sock_accept(sock)
                 await self._welcome(client)
@@ -193,21 +193,23 @@ class Server:
             except OSError as error:
                 if error.errno in _CLIENTS_OWN:
                     continue
-                if not failing:  # told once, not twenty times a second
-                    self.note("cannot accept", f"{error}", None)
-                failing = True
-                self._close_oldest()  # it has a descriptor, if that is what there are too few of
+                if _waited_on(sock):  # with no descriptor left, accepting fails with nobody there too
+                    if not failing:  # told once, not twenty times a second
+                        self.note("cannot accept", f"{error}", None)
+                    failing = True
+                    self._close_oldest()  # it has a descriptor, if that is what there are too few of
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _welcome(self, client: socket.socket) -> None:
         try:
+            await self._make_room()
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is None:
                 await self.loop.connect_accepted_socket(lambda: Connection(self, secure=False), client)
             else:
                 self._shake(client)
-        except OSError:
+        except BaseException:
             client.close()
             raise
 
@@ -235,7 +237,7 @@ class Server:
             self.note("tls", f"handshake failed: {type(error).__name__}", None)
 
     async def _make_room(self) -> None:
-        """At the bound the oldest idle connection goes; with none idle, nobody new is taken until one is, or closes."""
+        """At the bound the oldest idle connection goes; with none idle, nobody is served until one is, or closes."""
         while len(self.connections) + len(self._shaking) >= self._most:
             self._room.clear()
             self._close_oldest()
@@ -276,6 +278,13 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     context.load_cert_chain(settings.tls_cert, settings.tls_key)
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _waited_on(sock: socket.socket) -> bool:
+    """Whether a client waits to be accepted."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> None:

@@ -51,8 +51,8 @@ def bind_all(settings: Settings, *, reuse_port: bool = False) -> list[socket.soc
 def unbind(sock: socket.socket) -> None:
     """Close a listening socket; the file that it made goes with it, unless another stands there by now."""
     if isinstance(sock, UnixSocket) and sock.made is not None:
-        path = sock.getsockname()
         with contextlib.suppress(OSError):
+            path = sock.getsockname()
             if _file(path) == sock.made:
                 os.unlink(path)
     sock.close()

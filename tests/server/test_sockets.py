@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,13 +14,6 @@ from sidecar.config import Server as Settings
 from sidecar.server.sockets import bind, bind_all, named, unbind
 
 SETTINGS = Settings()
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="s") as path:
-        yield Path(path)
 
 
 @pytest.mark.parametrize(
