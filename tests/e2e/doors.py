@@ -21,8 +21,9 @@ import uvicorn
 from anthropic import Anthropic, AsyncAnthropic
 from openai import AsyncOpenAI, OpenAI
 from starlette.applications import Starlette
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from sidecar import Config, Sidecar, SidecarMiddleware, SidecarTransport
@@ -109,14 +110,19 @@ async def ours(app: ASGIApp, prefix: str = "") -> AsyncIterator[Door]:
 @asynccontextmanager
 async def uvicorns(app: ASGIApp, prefix: str = "") -> AsyncIterator[Door]:
     """The app on uvicorn."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
+    async with _running(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none")) as server:
+        yield _at(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{prefix}")
+
+
+@asynccontextmanager
+async def _running(config: uvicorn.Config) -> AsyncIterator[uvicorn.Server]:
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         assert not serving.done(), "uvicorn did not start"
         await asyncio.sleep(0)
     try:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield _at(f"http://127.0.0.1:{port}{prefix}")
+        yield server
     finally:
         server.should_exit = True
         await serving
@@ -144,6 +150,13 @@ def _mounted(config: Config) -> ASGIApp:
 def _added(config: Config) -> ASGIApp:
     app = fastapi.FastAPI()
     app.add_middleware(SidecarMiddleware, config=config, prefix="/llm")
+
+    @app.middleware("http")  # as many apps have one; it stands before ours, and sees all that passes
+    async def count(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
+        response.headers["x-counted"] = "1"
+        return response
+
     return app
 
 
@@ -182,6 +195,17 @@ async def behind(name: str, **lab: Any) -> AsyncIterator[tuple[Door, Simulator]]
     """A door with the sidecar and its providers behind it. Afterwards no task and no socket is left of them."""
     async with nothing_left(), Simulator() as simulator, door(name, config_for(simulator, **lab)) as way:
         yield way, simulator
+
+
+@asynccontextmanager
+async def behind_uvicorn() -> AsyncIterator[tuple[Door, Simulator, Callable[[], None]]]:
+    """The middleware on uvicorn, and how to stop it: it does not wait long."""
+    async with nothing_left(), Simulator() as simulator:
+        app = _wrapped(config_for(simulator))
+        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=0)
+        async with _running(config) as server:
+            port = server.servers[0].sockets[0].getsockname()[1]
+            yield _at(f"http://127.0.0.1:{port}/llm"), simulator, lambda: setattr(server, "should_exit", True)
 
 
 async def cancelled(simulator: Simulator, left_at: float, count: int = 1) -> Seen:

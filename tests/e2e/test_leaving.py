@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from sidecar.clock import now
 from sidecar.config import Limits
 from sidecar.simulator import Simulator
-from tests.e2e.doors import ALL, Door, behind, cancelled
+from tests.e2e.doors import ALL, FEW, Door, behind, behind_uvicorn, cancelled
 
 ASK: Any = [{"role": "user", "content": "hello there"}]
 SILENT = {"x-sim-fault": "stall"}
@@ -124,3 +126,44 @@ async def test_a_request_that_waits_in_the_queue_leaves_it() -> None:
             await first.close()
             assert (await client.chat.completions.create(model="lab/m", messages=ASK)).id
         assert len(simulator.requests) == 2
+
+
+@pytest.mark.parametrize("name", FEW)
+async def test_many_that_leave_at_any_moment_leave_nothing_behind(name: str) -> None:
+    chance = random.Random(3)
+    async with behind(name) as (door, simulator), door.openai_async() as client:
+
+        async def ask(stream: bool, seconds: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    rate = {"x-sim-latency-ms": "60", "x-sim-rate": "150"}
+                    done = await client.chat.completions.create(
+                        model="lab/m", messages=ASK, stream=stream, extra_headers=rate
+                    )
+                    if isinstance(done, openai.AsyncStream):
+                        async for _ in done:
+                            pass
+
+        await asyncio.gather(*(ask(chance.random() < 0.7, chance.random() * 0.4) for _ in range(80)))
+        deadline = now() + 1.0
+        while any(seen.finished_at is None and seen.cancelled_at is None for seen in simulator.requests):
+            assert now() < deadline
+            await asyncio.sleep(0.005)
+        assert any(seen.cancelled_at for seen in simulator.requests)
+        status: Any = await client.get(f"{door.url}/status", cast_to=object)
+        assert [row[each] for row in status["providers"] for each in ("busy", "dialing", "waiting")] == [0, 0, 0]
+
+
+async def test_a_server_that_stops_ends_its_streams_with_an_error() -> None:
+    async with behind_uvicorn() as (door, simulator, stop), door.openai_async() as client:
+        stream = await client.chat.completions.create(model="lab/m", messages=ASK, stream=True, extra_headers=MIDWAY)
+        waiting = asyncio.create_task(client.chat.completions.create(model="lab/m", messages=ASK, extra_headers=SILENT))
+        while len(simulator.requests) < 2:
+            await asyncio.sleep(0.002)
+        stop()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            async for _ in stream:
+                pass
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            await waiting
+        await cancelled(simulator, now(), count=2)
