@@ -84,7 +84,7 @@ def read_reply(data: bytes) -> Reply:
 def _parts(message: Message) -> list[Part]:
     parts: list[Part] = [*blocks(message)]
     if not any(isinstance(part, Thinking) for part in parts) and (thought := reasoning(message)):
-        parts.append(Thinking(thought))
+        parts.insert(0, Thinking(thought))
     if said := text(message) + string(message.refusal):
         parts.append(Text(said))
     for call in message.tool_calls or ():

@@ -24,9 +24,9 @@ from sidecar.dialects.neutral import (
     ToolUse,
     Turn,
     Written,
+    written,
 )
 from sidecar.errors import Unsupported
-from sidecar.wire import body
 
 # What models refuse or need, by name: patterns of the last part of it, in lower case.
 _OPENAI_REASONING: Final = ("o1*", "o3*", "o4*", "gpt-5*")
@@ -73,8 +73,7 @@ def write_request(ask: Ask, model: str) -> Written:
     if ask.stream:
         members["stream"] = True
         members["stream_options"] = {"include_usage": True}  # the other dialects always tell their usage
-    written = {name: body.raw(value) for name, value in members.items()}
-    return Written({**ask.extra, **written}, tuple(dropped))
+    return written(members, ask, dropped)
 
 
 def _is(model: str, patterns: tuple[str, ...]) -> bool:

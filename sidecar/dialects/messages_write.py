@@ -26,6 +26,7 @@ from sidecar.dialects.neutral import (
     ToolUse,
     Turn,
     Written,
+    written,
 )
 from sidecar.errors import BodyInvalid, Unsupported
 from sidecar.types import Envelope
@@ -59,12 +60,11 @@ def write_request(ask: Ask, model: str) -> Written:
     if stops := [stop for stop in ask.stop if stop.strip()]:
         members["stop_sequences"] = stops
     _write_tools(ask, members)
-    thinking = _write_thinking(ask, model, members)
+    thinking = _write_thinking(ask, model, members, dropped)
     _write_sampling(ask, model, members, dropped, thinking=thinking)
     _write_options(ask, members, dropped)
     _limit_cache_markers(members, _MOST_CACHE_MARKERS - ("cache_control" in ask.extra))
-    written = {name: body.raw(value) for name, value in members.items()}
-    return Written({**ask.extra, **written}, tuple(dropped))
+    return written(members, ask, dropped)
 
 
 def _system(ask: Ask) -> list[Text]:
@@ -243,7 +243,7 @@ def _schema(schema: msgspec.Raw | None) -> Any:
     return members if "type" in members else {"type": "object", **members}
 
 
-def _write_thinking(ask: Ask, model: str, members: dict[str, Any]) -> bool:
+def _write_thinking(ask: Ask, model: str, members: dict[str, Any], dropped: list[str]) -> bool:
     """Whether the model is asked to think. Newer ones decide how long, older ones are given a budget."""
     effort = ask.effort
     if effort is None:
@@ -251,7 +251,10 @@ def _write_thinking(ask: Ask, model: str, members: dict[str, Any]) -> bool:
     if models.adaptive(model):
         return _write_adaptive(effort, model, members)
     forced = ask.choice is not None and ask.choice.mode in ("any", "tool") and bool(ask.tools)
-    if effort == "none" or forced or not _may_think(members["messages"]):
+    if effort == "none":
+        return False
+    if forced or not _may_think(members["messages"]):
+        dropped.append("reasoning_effort")
         return False
     budget = _BUDGETS.get(effort, _BUDGETS["medium"])
     members["thinking"] = {"type": "enabled", "budget_tokens": budget}

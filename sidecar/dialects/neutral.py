@@ -5,11 +5,12 @@ Numbers and JSON that only pass through stay as the bytes they were (`msgspec.Ra
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from sidecar.types import Envelope, Usage, View
+from sidecar.wire import body
 from sidecar.wire.sse import Event
 
 NOTHING: Final = msgspec.Raw(b"")  # default of a wire struct's Raw members: msgspec does not decode `Raw | None`
@@ -134,6 +135,12 @@ class Written(msgspec.Struct):
 
     members: Envelope
     dropped: tuple[str, ...] = ()
+
+
+def written(members: dict[str, Any], ask: Ask, dropped: list[str]) -> Written:
+    """A request out of what a dialect says itself and what it only passes on, which never speaks over it."""
+    own = {name: body.raw(value) for name, value in members.items()}
+    return Written({**own, **{name: raw for name, raw in ask.extra.items() if name not in own}}, tuple(dropped))
 
 
 class Reply(msgspec.Struct, kw_only=True):
