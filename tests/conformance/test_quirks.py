@@ -272,3 +272,29 @@ async def test_azure_s_classic_form_has_the_deployment_in_the_path() -> None:
             body = msgspec.json.encode({"model": "azure/..", "messages": HELLO})
             assert (await client.ask("POST", "/v1/chat/completions", headers, body)).status == 404
             assert len(provider.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "model", ["a/b:c@d", "é", "モデル", "with space", "%2e%2e/x", "{model}", "$&+,;=", '"quoted"', "m" * 400]
+)
+async def test_a_model_s_name_reaches_the_provider_as_it_is(model: str) -> None:
+    async with asking("blackbox") as (client, provider):
+        provider.answers.append(whole(200, JSON, b"{}"))
+        headers, _ = sent("blackbox")
+        body = msgspec.json.encode({"model": f"blackbox/{model}", "messages": HELLO})
+        reply = await client.ask("POST", "/v1/chat/completions", headers, body)
+        assert reply.status == 200, reply.body
+        assert msgspec.json.decode(provider.asked[0].body) == {"model": model, "messages": HELLO}
+        assert reply.header("x-sidecar-model") == model.encode("latin-1", "replace").decode("latin-1")
+
+
+@pytest.mark.parametrize("model", ["m\r\nset-cookie: a=b", "m\0", "m\u2028n", "m" * 600])
+async def test_a_model_s_name_puts_nothing_else_into_an_answer(model: str) -> None:
+    async with asking("blackbox") as (client, provider):
+        headers, _ = sent("blackbox")
+        body = msgspec.json.encode({"model": f"blackbox/{model}", "messages": HELLO})
+        reply = await client.ask("POST", "/v1/chat/completions", headers, body)
+        assert (reply.status, reply.header("x-sidecar-error")) == (404, "caller_model_unknown")
+        assert b"set-cookie" not in reply.bare + reply.body
+        assert len(reply.bare + reply.body) < 1000
+        assert not provider.asked

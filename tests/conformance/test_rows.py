@@ -268,6 +268,43 @@ async def test_members_survive_but_for_what_the_row_names(name: str) -> None:
         assert [each for each in got if each in kept] == kept  # in the client's order
 
 
+@pytest.mark.parametrize("name", NAMES)
+async def test_headers_survive_but_for_credentials_and_those_of_the_hop(name: str) -> None:
+    kept = [
+        ("user-agent", "App/1.0 (of the caller)"),
+        ("http-referer", "https://app.test"),  # OpenRouter's
+        ("x-title", "an app"),
+        ("openai-organization", "org"),
+        ("x-client-request-id", "abc"),
+        ("x-hf-bill-to", "team"),
+        ("x-stainless-lang", "python"),
+        ("accept", "application/json"),
+        ("accept-language", "de"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ("x-twice", "a"),
+        ("x-twice", "b"),
+    ]
+    gone = [
+        ("x-sidecar-tag", "t"),
+        ("x-forwarded-for", "1.2.3.4"),
+        ("forwarded", "for=1.2.3.4"),
+        ("via", "1.1 a"),
+        ("cookie", "a=b"),
+        ("proxy-authorization", "Basic eDp5"),
+        ("accept-encoding", "gzip"),
+        ("connection", "x-hop"),
+        ("x-hop", "1"),
+    ]
+    async with ground(name) as found:
+        path, body = first(found)
+        reply = await found.ask(path, body, *kept, *gone)
+        assert reply.status == 200
+        headers = found.seen.headers
+        assert [pair for pair in headers if pair in kept] == kept
+        assert not [pair for pair in headers if pair in gone]
+        assert found.seen.header("accept-encoding") == "identity"
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not ROWS[name].needs_key])
 async def test_a_server_without_a_key_gets_none(name: str) -> None:
     async with ground(name, keyed=False) as found:
