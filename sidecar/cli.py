@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -40,9 +41,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"^unrecognized arguments: (-[^\s=]*)", message)
+        unknown = re.search(r"^unrecognized arguments: ([^\s=]*)", message)
         choice = re.search(r"invalid choice: '([^']*)' \(choose from ([^)]*)\)", message)
-        if unknown:
+        if unknown and unknown[1].endswith(".toml"):
+            message += f'; did you mean "--config {unknown[1]}"?'
+        elif unknown:
             message += _nearest(unknown[1], self._option_string_actions)
         elif choice:
             message += _nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
@@ -51,6 +54,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Answers the exit code: 0 ok, 1 failed, 2 usage or configuration."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be shown must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -88,7 +93,8 @@ def _top(word: str) -> int:
     if word in ("-h", "--help", "help"):
         sys.stdout.write("\n".join(lines))
         return 0
-    sys.stderr.write(f"sidecar: no command {word!r}{_nearest(word, COMMANDS)}\n\n")
+    meant = f'; did you mean "serve --config {word}"?' if word.endswith(".toml") else _nearest(word, COMMANDS)
+    sys.stderr.write(f"sidecar: no command {word!r}{meant}\n\n")
     sys.stderr.write("\n".join(lines))
     return 2
 

@@ -68,6 +68,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("check --stric", 'unrecognized arguments: --stric; did you mean "--strict"?'),
         ("serve --conf x", 'unrecognized arguments: --conf x; did you mean "--config"?'),  # no abbreviations
         ("demo now", "unrecognized arguments: now\n"),
+        ("serve my.toml", 'unrecognized arguments: my.toml; did you mean "--config my.toml"?'),
+        ("my.toml", "no command 'my.toml'; did you mean \"serve --config my.toml\"?"),
         ("explain m --dialect mesages", '; did you mean "messages"?'),
         ("explain", "the following arguments are required: MODEL"),
         ("config", "one of the arguments --schema --effective is required"),

@@ -21,6 +21,9 @@ _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.
 _OUR_HEADERS: Final = ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer",
     "upgrade", "expect", "accept-encoding")  # fmt: skip  # framing, which belongs to who writes the message
 _PROVIDER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_ORIGIN: Final = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9.\[\]:_-]+"
+)  # in lower case, without a path; never "null" or "*"
 _NAME: Final = re.compile(r"[!-~]{1,256}")  # goes into logs, metrics and JSON
 
 
@@ -49,6 +52,7 @@ def check(config: Config, reading: Reading) -> None:
     digests: dict[bytes | None, str] = {}
     for name, caller in config.callers.items():
         _named(("callers", name), reading)
+        _allowed(("callers", name, "models"), caller.models, reading)
         if (other := digests.setdefault(caller.key.digest, name)) != name:
             reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
     _listeners(config, reading)
@@ -141,6 +145,21 @@ def _model(name: str, targets: tuple[str, ...], reading: Reading) -> None:
             reading.fault(where, f'the target "{target}" names no configured provider{hint}')
 
 
+def _allowed(path: Path, patterns: tuple[str, ...], reading: Reading) -> None:
+    """Names a caller may ask for (`*` and `?` as in file names). One that can match nothing is a slip of the pen."""
+    providers, models = (reading.raw.get(table) for table in ("providers", "models"))
+    known = list(models) if isinstance(models, dict) else []
+    for index, pattern in enumerate(patterns):
+        provider, slash, _ = pattern.partition("/")
+        if pattern in known or any(mark in (provider if slash else pattern) for mark in "*?["):
+            continue
+        if slash and isinstance(providers, dict) and provider not in providers:
+            hint = nearest(provider, providers)
+            reading.fault((*path, index), f'"{pattern}" names no configured provider and no name of [models]{hint}')
+        elif not slash and (hint := nearest(pattern, known)):  # else it may be a bare name that a provider knows
+            reading.warn((*path, index), f'"{pattern}" is no name of [models]{hint}')
+
+
 def _named(path: Path, reading: Reading) -> None:
     if not _NAME.fullmatch(str(path[-1])):
         reading.fault(path, f"the name {path[-1]!r} has spaces or characters beyond ASCII, or no or too many")
@@ -152,6 +171,10 @@ def _listeners(config: Config, reading: Reading) -> None:
     if not server.listen:
         reading.fault(path, "server.listen: there is nothing to listen on")
     _certificate(server, reading)
+    for index, origin in enumerate(server.allow_origins):
+        if not _ORIGIN.fullmatch(origin):
+            message = f"server.allow_origins: {origin!r} is not an origin as browsers send it: https://host[:port]"
+            reading.fault(("server", "allow_origins", index), message)
     for index, address in enumerate(server.listen):
         problem = address_problem(address)
         if problem is None and not reading.raw.get("callers"):

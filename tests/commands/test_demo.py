@@ -31,6 +31,12 @@ def test_it_streams_one_answer_tells_what_happened_and_ends(tmp_path: Path) -> N
     )
 
 
+def test_where_not_every_character_can_be_shown_it_goes_on(tmp_path: Path) -> None:
+    done = ran("demo", folder=tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u6f22" in done.stdout
+
+
 def on_a_terminal(*words: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     ours, theirs = pty.openpty()
     child = subprocess.Popen(

@@ -193,6 +193,26 @@ def test_a_signal_reloads_and_a_bad_file_changes_nothing_and_says_why(tmp_path: 
     assert CANARY not in "".join(process.told)
 
 
+def test_a_stream_that_is_under_way_goes_on_through_a_reload(tmp_path: Path) -> None:
+    with started("simulate", "--port", "0", "--rate", "40", "--tokens", "40", folder=tmp_path) as provider:
+        base_url = provider.line("simulated provider at ").split()[-1]
+        file = written(tmp_path / "sidecar.toml", with_model("one").replace("http://127.0.0.1:1/v1", base_url))
+        with started(folder=tmp_path) as process:
+            url = up(process)
+            ask = {"model": "lab/sim-large", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=ask, trust_env=False) as answer:
+                lines = answer.iter_lines()
+                assert next(lines).startswith("data: {")
+                written(file, LOCAL.replace("lab", "other"))
+                process.child.send_signal(signal.SIGHUP)
+                assert event(process, "reload")["ok"] is True
+                assert httpx.post(f"{url}/v1/chat/completions", json=ask, trust_env=False).status_code == 404
+                rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert sum('"content":"' in line for line in rest) >= 39
+            assert process.end() == 0
+
+
 def test_a_change_of_the_file_or_of_a_key_reloads_by_itself(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()

@@ -49,6 +49,18 @@ from tests.config.files import CANARY, OPENAI, OWN_KIND, config, messages, read,
         (OPENAI + 'headers.Content-Length = "1"', "the header 'Content-Length' is written by the sidecar itself"),
         (OPENAI + 'headers."a b" = "x"', "'a b' is not a header, or its value is not plain text"),
         (OPENAI + 'headers.a = "x\\r\\ny: z"', "'a' is not a header, or its value is not plain text"),
+        (
+            OPENAI + '[server]\nallow_origins = ["https://a.example", "https://b.example/"]',
+            "server.allow_origins: 'https://b.example/' is not an origin as browsers send it: https://host[:port]",
+        ),
+        (
+            OPENAI + '[server]\nallow_origins = ["*"]',
+            "server.allow_origins: '*' is not an origin as browsers send it: https://host[:port]",
+        ),
+        (
+            OPENAI + '[callers.web]\nkey = "k"\nmodels = ["openai/*", "opneai/m"]',
+            '"opneai/m" names no configured provider and no name of [models]; did you mean "openai"?',
+        ),
         (OPENAI + "[server]\nlisten = []", "server.listen: there is nothing to listen on"),
         (
             OPENAI + '[server]\ntls_key = "absent"',
@@ -68,6 +80,14 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_a_provider_that_is_faulty_is_not_an_unknown_one_too(tmp_path: Path) -> None:
     faults = refused(tmp_path, '[providers.lab]\nkind = 3\n[models.fast]\ntargets = "lab/m"\n')
     assert messages(faults) == ["providers.lab.kind must be a string, not 3"]
+
+
+def test_a_name_for_a_caller_that_is_nearly_an_alias_is_warned_of(tmp_path: Path) -> None:
+    models = '[models]\nfast.targets = "openai/m"\n'
+    caller = '[callers.web]\nkey = "k"\nmodels = ["fsat", "fast", "gpt-4o", "f*", "*/m", "openai/m"]\n'
+    assert messages(read(tmp_path, OPENAI + models + caller).warnings) == [
+        '"fsat" is no name of [models]; did you mean "fast"?'
+    ]
 
 
 @pytest.mark.parametrize(
