@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 
@@ -15,7 +16,7 @@ from sidecar.config import KEY_VARIABLES, Model, Provider, Server as Settings
 from sidecar.simulator import Simulator
 from sidecar.types import Message
 from tests.asgi import Lifespan, ask
-from tests.e2e.doors import CALLER_KEY, caller, config_for
+from tests.e2e.doors import CALLER_KEY, caller, config_for, ours
 
 CHAT: Any = {"model": "lab/m", "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"content-type": "application/json"}
@@ -271,6 +272,17 @@ def test_another_loop_gets_connections_of_its_own() -> None:
 
     moving = Sidecar(ALIASES)
     assert [asyncio.run(once()), asyncio.run(once())] == [200, 200]
+
+
+def test_another_loop_of_a_server_gets_connections_of_its_own() -> None:
+    async def once() -> list[int]:
+        async with Simulator() as simulator:
+            moving.reload(msgspec.structs.replace(config_for(simulator), callers={}))
+            async with ours(moving) as door, httpx2.AsyncClient(base_url=door.url, trust_env=False) as client:
+                return [(await client.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(2)]
+
+    moving = Sidecar(ALIASES)
+    assert [asyncio.run(once()), asyncio.run(once())] == [[200, 200]] * 2
 
 
 async def test_a_reload_is_for_what_comes_after_it() -> None:
