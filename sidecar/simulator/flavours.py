@@ -75,8 +75,8 @@ def _openrouter(answer: Answer) -> Answer:
 def _deepseek(answer: Answer) -> Answer:
     def edit(value: Value) -> None:
         if usage := value.get("usage"):
-            usage["prompt_cache_hit_tokens"] = 0
-            usage["prompt_cache_miss_tokens"] = usage["prompt_tokens"]
+            usage["prompt_cache_hit_tokens"] = usage["prompt_tokens"] // 2
+            usage["prompt_cache_miss_tokens"] = usage["prompt_tokens"] - usage["prompt_cache_hit_tokens"]
 
     answer = _each(answer, edit)
     if answer.events is not None:
