@@ -140,6 +140,11 @@ class Ground:
     def port(self) -> int:
         return int(self.server.addresses[0].rpartition(":")[2])
 
+    @property
+    def exchanges(self) -> int:
+        """How many calls of the app have not ended."""
+        return int(repr(self.server).split()[-2])
+
     def client(self, *, receive_buffer: int | None = None) -> RawClient:
         return RawClient(self.port, receive_buffer=receive_buffer)
 

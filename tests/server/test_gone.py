@@ -156,7 +156,7 @@ async def test_nobody_is_told_of_a_client_that_left_with_its_answer() -> None:
             await client.response()
         await until(lambda: not ground.server.connections)
         left.set()
-        await until(lambda: not ground.server.tasks)
+        await until(lambda: not ground.exchanges)
         assert told == []
 
 
@@ -204,5 +204,5 @@ async def test_many_that_leave_leave_nothing() -> None:
         for number in range(100):
             async with ground.client() as client:
                 await client.run(get("/") if number % 2 else post(b"abc")[:-1])
-        await until(lambda: not ground.server.tasks)
+        await until(lambda: not ground.exchanges)
         assert repr(ground.server) == "<Server 0 connections, 0 idle, 0 exchanges>"

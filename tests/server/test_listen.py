@@ -194,7 +194,7 @@ async def _full(count: int, **settings: object) -> AsyncIterator[tuple[Waits, li
         for client in clients:
             await client.__aenter__()
             await client.run(GET)
-        await until(lambda: len(ground.server.tasks) == count)
+        await until(lambda: ground.exchanges == count)
         yield app, clients, [int(each.rpartition(":")[2]) for each in ground.server.addresses]
         for client in clients:
             await client.__aexit__()
@@ -230,7 +230,7 @@ async def test_one_that_becomes_idle_makes_room() -> None:
 
     async with serving(http(app), max_connections=1) as ground, ground.client() as client:
         await client.run(GET)
-        await until(lambda: ground.server.tasks)
+        await until(lambda: ground.exchanges)
         async with ground.client() as late:
             await late.run(GET)
             await asyncio.sleep(0.1)
@@ -421,13 +421,13 @@ async def test_an_app_that_ignores_its_cancelling_is_left_behind_within_bounds()
         async with Server(http(app), Settings(listen=("127.0.0.1:0",), drain_seconds=0.1)) as server:
             async with RawClient(int(server.addresses[0].rpartition(":")[2])) as client:
                 await client.run(GET)
-                await until(lambda: server.tasks)
+                await until(lambda: "1 exchanges" in repr(server))
                 began = client.loop.time()
                 await server.drain(lame_duck_seconds=0, drain_seconds=0.1)
                 assert 1.0 < client.loop.time() - began < 1.8
                 assert await client.rest() == b""
                 let_go.set()
-                await until(lambda: not server.tasks)
+                await until(lambda: "0 exchanges" in repr(server))
 
 
 async def test_last_words_on_their_way_may_be_taken() -> None:
