@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.commands.process import Process, ran, started
 from tests.config.files import CANARY, written
@@ -309,3 +310,61 @@ def test_interrupted_at_any_time_it_leaves_no_traceback(tmp_path: Path, seconds:
     assert code in (0, 130, -signal.SIGINT)
     if code != -signal.SIGINT:  # which is Python's own, before there is any code of ours
         assert "Traceback" not in "".join(process.told)
+
+
+# -- metrics
+
+
+def series(url: str) -> set[tuple[str, ...]]:
+    """Every series there is, as Prometheus reads them."""
+    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items())))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_names_that_strangers_make_up_are_one_series(tmp_path: Path) -> None:
+    """D31, from outside: in bodies, in paths, of methods and of headers."""
+    written(tmp_path / "sidecar.toml", LOCAL)
+    with started(folder=tmp_path) as process:
+        url = up(process)
+        with httpx.Client(base_url=url, trust_env=False) as client:
+
+            def ask(number: int) -> None:
+                name = f"made-up-{number}"
+                body = {"model": name, "messages": [{"role": "user", "content": "hello"}]}
+                assert client.post("/v1/chat/completions", json=body).status_code == 404
+                assert client.post(f"/openai/deployments/{name}/chat/completions", json=body).status_code == 404
+                assert client.post(f"/v1/{name}", json=body, headers={"x-sidecar-tag": name}).status_code == 404
+                assert client.get(f"/v1/models/{name}").status_code == 404
+                assert client.request(f"MADE{number}", "/v1/chat/completions").status_code == 501
+
+            ask(0)
+            before = series(url)
+            for number in range(1, 100):
+                ask(number)
+        after = series(url)
+        assert after == before
+        assert not any("made-up" in label for each in after for label in each)
+        assert process.end() == 0
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a made-up model of a configured provider is a series, though no provider knows it"
+)
+def test_nor_are_those_that_a_provider_refuses(tmp_path: Path) -> None:
+    """D31 again: the provider is asked, and knows no such model."""
+    with started("simulate", "--port", "0", "--model", "sim-large", folder=tmp_path) as provider:
+        base_url = provider.line("simulated provider at ").split()[-1]
+        written(tmp_path / "sidecar.toml", LOCAL.replace("http://127.0.0.1:1/v1", base_url))
+        with started(folder=tmp_path) as process:
+            url = up(process)
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                for number in range(20):
+                    body = {"model": f"lab/made-up-{number}", "messages": [{"role": "user", "content": "hello"}]}
+                    assert client.post("/v1/chat/completions", json=body).status_code == 404
+            models = {label for each in series(url) for label in each if label.startswith("model=")}
+            assert process.end() == 0
+    assert len(models) <= 1
