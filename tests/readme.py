@@ -1,0 +1,167 @@
+"""The parts of README.md that are made from the code: `python -m tests.readme` writes them anew, a test compares."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from sidecar import config
+from sidecar.app import ENDPOINTS
+from sidecar.config import KEY_VARIABLES
+from sidecar.providers import ALIASES, BUILT_IN
+
+TOP: Final = Path(__file__).parents[1]
+FILE: Final = TOP / "README.md"
+RESULTS: Final = TOP / "benchmarks" / "results"
+BLOCK: Final = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TABLES: Final = {  # of the file, in its order -> where each is written
+    "Server": "[server]",
+    "Provider": "[providers.X]",
+    "Timeouts": "[timeouts], [providers.X.timeouts]",
+    "Pool": "[pool], [providers.X.pool]",
+    "Limits": "[providers.X.limits]",
+    "Model": "[models.X]",
+    "Caller": "[callers.X]",
+    "Queue": "[queue]",
+    "Log": "[log]",
+}
+ABOUT: Final = {  # every option, and nothing else: a test holds this to the structs
+    "Server.listen": "`host:port`, `unix:/path` or `fd:N`, one or several",
+    "Server.socket_mode": "of a unix socket, set before anyone can connect",
+    "Server.workers": "processes; each has its own pools and limits",
+    "Server.tls_cert": "PEM file: serve TLS",
+    "Server.tls_key": "PEM file of its key",
+    "Server.allow_origins": "origins of web pages that may use a listener without callers",
+    "Server.max_connections": "of clients, a worker; without it 4096, or 45 % of the descriptors that it may open",
+    "Server.max_request_line_bytes": "more is answered with 414",
+    "Server.max_header_bytes": "more is answered with 431",
+    "Server.max_headers": "more is answered with 431",
+    "Server.max_body_bytes": "more is answered with 413",
+    "Server.header_seconds": "from accepting, or the last answer's end, to a whole head",
+    "Server.body_idle_seconds": "between two pieces of a body",
+    "Server.body_seconds": "for a whole body",
+    "Server.keepalive_seconds": "of an idle connection",
+    "Server.send_stall_seconds": "of a client that does not read",
+    "Server.lame_duck_seconds": "after SIGTERM: not ready any more, still serving",
+    "Server.drain_seconds": "after that, for what is under way",
+    "Provider.kind": "the built-in row; without it the table's own name",
+    "Provider.base_url": "instead of the row's; also `unix:/path.sock:/v1`",
+    "Provider.api_key": "`env:NAME`, `file:/path`, `caller` (forward the caller's own); without it the row's variable",
+    "Provider.headers": "sent with each request, unless the client sends its own",
+    "Provider.drop": "members of the body that are not sent",
+    "Provider.rename": "members of the body that are sent under another name",
+    "Provider.tls_ca": "PEM file to trust instead of the system's roots",
+    "Provider.tls_verify": "`false` is warned of at each start",
+    "Provider.proxy": '`http://host:port` for CONNECT, `""` for none; without it as the environment has it',
+    "Timeouts.connect_seconds": "name, TCP and TLS",
+    "Timeouts.first_byte_seconds": "to the provider's first byte (590 where the answer comes all at once)",
+    "Timeouts.idle_seconds": "between two bytes of an answer",
+    "Timeouts.total_seconds": "for one attempt",
+    "Pool.max_connections": "to one provider",
+    "Pool.keepalive_seconds": "of an idle connection",
+    "Pool.max_age_seconds": "of any connection: so that DNS is asked again",
+    "Limits.requests_per_minute": "as many at once, then evenly (GCRA)",
+    "Limits.concurrency": "exchanges under way, held to the last byte",
+    "Model.targets": "`provider/model`, one or several, in order",
+    "Model.policy": "the next target is asked when one fails before its first byte",
+    "Caller.key": "`env:NAME`, `file:/path` or `sha256:HEX`",
+    "Caller.models": "names it may ask for, `*` matches; without it all",
+    "Caller.requests_per_minute": "as many at once, then evenly (GCRA)",
+    "Caller.concurrency": "exchanges under way, held to the last byte",
+    "Queue.length": "that wait for a limit on concurrency; without it as many as the limit itself",
+    "Queue.wait_seconds": "the most that one waits",
+    "Log.level": "`info`: a JSON line an exchange; `off`: nothing",
+    "Log.file": "a path, `-` for standard error",
+}
+
+
+def configuration() -> str:
+    """A row an option, from the schema: what it takes, its default, what it means."""
+    tables = config.schema()["$defs"]
+    rows = ["| table | option | takes | default | |", "| --- | --- | --- | --- | --- |"]
+    for name, written in TABLES.items():
+        for option, about in tables[name]["properties"].items():
+            if "$ref" in about and not about["$ref"].endswith("/Key"):
+                continue  # a table of its own
+            default = _default(name, option, about, option in tables[name]["required"])
+            rows.append(f"| `{written}` | `{option}` | {_takes(about)} | {default} | {ABOUT[f'{name}.{option}']} |")
+    return "\n".join(rows)
+
+
+def _takes(about: dict[str, Any]) -> str:
+    if "anyOf" in about:
+        return "text or list"
+    if "enum" in about:
+        return "a name below" if len(about["enum"]) > 5 else ", ".join(f"`{each}`" for each in about["enum"])
+    if "$ref" in about:
+        return "key"
+    kind = {"string": "text", "boolean": "true, false", "array": "list", "object": "table"}.get(about["type"])
+    if kind is not None:
+        return kind
+    least = about.get("minimum", about.get("exclusiveMinimum"))
+    return f"{'over ' if 'exclusiveMinimum' in about else ''}{least} to {about['maximum']}"
+
+
+def _default(table: str, option: str, about: dict[str, Any], required: bool) -> str:
+    if required:
+        return "(must be given)"
+    value = about.get("default")
+    if option == "socket_mode":
+        return f"`0o{value:o}`"
+    return "" if value in (None, []) else f"`{msgspec.json.encode(value).decode()}`"
+
+
+def providers() -> str:
+    """A row a provider, from the table of providers."""
+    rows = ["| provider | key | dialects | and | known by |", "| --- | --- | --- | --- | --- |"]
+    for row in BUILT_IN:
+        names = [row.name, *(alias for alias, name in ALIASES.items() if name == row.name)]
+        key = f"`{KEY_VARIABLES[row.name]}`" if row.name in KEY_VARIABLES else "none needed"
+        known = ", ".join(f"`{each}`" for each in row.known)
+        speaks = ", ".join(dialect for dialect, _ in row.speaks)
+        rows.append(
+            f"| {', '.join(f'`{name}`' for name in names)} | {key} | {speaks} | {', '.join(row.offers)} | {known} |"
+        )
+    return "\n".join(rows)
+
+
+def endpoints() -> str:
+    """A row an endpoint, from the table of endpoints."""
+    rows = ["| path | dialect |", "| --- | --- |"]
+    return "\n".join([*rows, *(f"| `POST {path}` | {row.dialect} |" for path, row in ENDPOINTS.items())])
+
+
+def claims() -> str:
+    """A row a check of each benchmark, with the file that makes it, its date and its machine."""
+    rows = ["| measured | holds | by | on |", "| --- | --- | --- | --- |"]
+    for file in sorted(RESULTS.glob("bench_*.json")):
+        result = msgspec.json.decode(file.read_bytes())
+        where = result["machine"]
+        machine = f"{where['date']}, {where['cores']} cores ({where['cpu']}), Python {where['python']}"
+        for check, holds in result["checks"].items():
+            rows.append(f"| {check} | {'yes' if holds else 'no'} | `benchmarks/{result['name']}.py` | {machine} |")
+    return "\n".join(rows)
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "configuration": configuration,
+    "providers": providers,
+    "endpoints": endpoints,
+    "claims": claims,
+}
+
+
+def made(text: str) -> str:
+    """README's text with every made part as it should be."""
+    return BLOCK.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}\n{match[3]}", text)
+
+
+if __name__ == "__main__":
+    FILE.write_text(made(FILE.read_text()))
+    sys.stdout.write(f"{FILE.name}: {', '.join(PARTS)}\n")

@@ -1,0 +1,102 @@
+"""The shape of the project: budgets of size, a test file a module, one place that reveals a secret, the top level."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import sidecar
+
+TOP: Final = Path(__file__).parents[1]
+PACKAGE: Final = TOP / "sidecar"
+FILE_LINES: Final = 400
+FUNCTION_LINES: Final = 60
+TOP_LEVEL: Final = {
+    *("sidecar", "benchmarks", "loadtests", "tests", "envoy"),
+    *("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "CHANGELOG.md"),
+}
+# Exceptions are listed here, and only ever removed: one that no longer applies fails too.
+LONG_FILES: Final[set[str]] = set()
+WITHOUT_TESTS: Final = {"__main__.py"}  # two lines; tests of the command run it
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Each function of a file with its number of lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(TOP)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_no_file_is_too_long() -> None:
+    folders = ("sidecar", "benchmarks", "loadtests")
+    sizes = {path: path.read_text().count("\n") for folder in folders for path in (TOP / folder).rglob("*.py")}
+    long = {str(path.relative_to(TOP)) for path, lines in sizes.items() if lines > FILE_LINES}
+    assert long == LONG_FILES
+
+
+def test_no_function_is_too_long() -> None:
+    folders = ("sidecar", "benchmarks", "loadtests", "tests")
+    found = [each for folder in folders for path in (TOP / folder).rglob("*.py") for each in functions(path)]
+    assert len(found) > 100
+    assert not [each for each in found if each[1] > FUNCTION_LINES]
+
+
+def test_every_module_has_its_test_file() -> None:
+    """`sidecar/pool/dial.py` has `tests/pool/test_dial.py`."""
+    missing = set()
+    for path in modules():
+        name = path.relative_to(PACKAGE)
+        if path.name == "__init__.py" or str(name) in WITHOUT_TESTS:
+            continue
+        if not (TOP / "tests" / name.parent / f"test_{name.name}").exists():
+            missing.add(str(name))
+    assert not missing
+
+
+def test_every_exception_is_still_one() -> None:
+    assert not [name for name in LONG_FILES if not (TOP / name).exists()]
+    assert not [name for name in WITHOUT_TESTS if not (PACKAGE / name).exists()]
+    assert not [name for name in WITHOUT_TESTS if (TOP / "tests" / name).with_name(f"test_{Path(name).name}").exists()]
+
+
+def test_a_secret_is_revealed_in_one_place() -> None:
+    """Where the head of a request to a provider is written."""
+    calls = [
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "reveal"
+    ]
+    assert calls == ["pool/connection.py"]
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    git = shutil.which("git")
+    if git is None or not (TOP / ".git").exists():
+        pytest.skip("not a clone: git tells what belongs to the project")
+    done = subprocess.run([git, "ls-files"], cwd=TOP, capture_output=True, text=True, check=True)
+    top = {line.partition("/")[0] for line in done.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == TOP_LEVEL
+
+
+def test_public_names_are_there() -> None:
+    assert all(getattr(sidecar, name) is not None for name in sidecar.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Sidcar'"):
+        getattr(sidecar, "Sidcar")  # noqa: B009  # a typo that the type checker would see
+
+
+def test_the_lock_names_no_host() -> None:
+    lock = (TOP / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert lock.count("--hash=sha256:") > lock.count("==")
