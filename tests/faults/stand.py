@@ -63,7 +63,7 @@ class Stand:
 
     async def ask(self, request: bytes) -> Reply:
         """One request on a connection of its own, which the server closes behind the answer."""
-        async with self.client() as client:
+        async with asyncio.timeout(8), self.client() as client:
             client.write(_closing(request))
             return read(await client.rest())
 
