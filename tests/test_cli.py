@@ -6,14 +6,13 @@ import importlib
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import sidecar
 from sidecar.cli import COMMANDS, Parser, main
-from tests.commands.process import environment, ran
+from tests.commands.process import children_seconds, environment, ran
 
 SECONDS = 0.5
 
@@ -112,7 +111,12 @@ def test_importing_loads_nothing_that_is_slow(tmp_path: Path, statement: str) ->
     slow = "('asyncio', 'httpx', 'uvloop', 'starlette', 'msgspec', 'ssl', 'sidecar.app')"
     code = f"import sys; {statement}; print([each for each in {slow} if each in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment({}), check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment({}, covered=False),
+        check=True,
     )
     assert done.stdout == "[]\n"
 
@@ -123,19 +127,21 @@ def test_importing_loads_nothing_that_is_slow(tmp_path: Path, statement: str) ->
 def test_a_command_loads_only_what_it_needs(tmp_path: Path, command: str, unneeded: str) -> None:
     code = f"import sys, sidecar.commands.{command}; print({unneeded!r} in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment({}), check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment({}, covered=False),
+        check=True,
     )
     assert done.stdout == "False\n"
 
 
 def test_it_starts_in_time(tmp_path: Path) -> None:
-    """The best of three, since others may be using the machine."""
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        assert ran("--help", folder=tmp_path).returncode == 0
-        took.append(time.monotonic() - began)
-    assert min(took) < SECONDS
+    """By the processor's time, since others may be using the machine."""
+    before = children_seconds()
+    assert ran("--help", folder=tmp_path, covered=False).returncode == 0
+    assert children_seconds() - before < SECONDS / 2
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:

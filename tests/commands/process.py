@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ _MOST_LINES = 60
 class Process:
     """One running command; its standard error is read by `line`."""
 
-    def __init__(self, words: tuple[str, ...], env: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, words: tuple[str, ...], folder: Path, env: Mapping[str, str], *, covered: bool) -> None:
         self.child = subprocess.Popen(
             [sys.executable, "-m", "sidecar", *words],
             stdin=subprocess.DEVNULL,
@@ -24,7 +25,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env=environment(env),
+            env=environment(env, covered=covered),
         )
         self.told: list[str] = []
 
@@ -48,16 +49,20 @@ class Process:
         return self.child.returncode
 
 
-def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of ours but where things are."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "VIRTUAL_ENV") if name in os.environ}
+def environment(env: Mapping[str, str], *, covered: bool = True) -> dict[str, str]:
+    """Nothing of ours but where things are, and what coverage asks for, which takes its time at the start."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "HOME", "VIRTUAL_ENV") or (covered and name.startswith("COVERAGE"))
+    }
     root = str(Path(__file__).resolve().parents[2])
     return {**kept, "PYTHONPATH": root, "PYTHONWARNINGS": "error", **env}
 
 
 @contextlib.contextmanager
-def started(*words: str, folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Process]:
-    process = Process(words, env or {}, folder)
+def started(*words: str, folder: Path, env: Mapping[str, str] | None = None, covered: bool = True) -> Iterator[Process]:
+    process = Process(words, folder, env or {}, covered=covered)
     try:
         yield process
     finally:
@@ -66,7 +71,9 @@ def started(*words: str, folder: Path, env: Mapping[str, str] | None = None) -> 
         process.child.communicate()
 
 
-def ran(*words: str, folder: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def ran(
+    *words: str, folder: Path, env: Mapping[str, str] | None = None, covered: bool = True
+) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself."""
     return subprocess.run(
         [sys.executable, "-m", "sidecar", *words],
@@ -74,7 +81,13 @@ def ran(*words: str, folder: Path, env: Mapping[str, str] | None = None) -> subp
         capture_output=True,
         text=True,
         cwd=folder,
-        env=environment(env or {}),
+        env=environment(env or {}, covered=covered),
         timeout=15,
         check=False,
     )
+
+
+def children_seconds() -> float:
+    """What the processor has spent on the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

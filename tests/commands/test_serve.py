@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.commands.process import Process, ran, started
+from tests.commands.process import Process, children_seconds, ran, started
 from tests.config.files import CANARY, written
 
 START_SECONDS = 0.5
@@ -72,15 +72,13 @@ def test_what_it_gives_to_paste_works(tmp_path: Path) -> None:
 
 
 def test_its_first_answer_comes_in_time(tmp_path: Path) -> None:
-    """The best of three, since others may be using the machine."""
+    """By the processor's time, and the end included, since others may be using the machine."""
     written(tmp_path / "sidecar.toml", LOCAL)
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        with started(folder=tmp_path) as process:
-            assert httpx.get(f"{up(process)}/livez", trust_env=False).status_code == 200
-            took.append(time.monotonic() - began)
-    assert min(took) < START_SECONDS
+    before = children_seconds()
+    with started(folder=tmp_path, covered=False) as process:
+        assert httpx.get(f"{up(process)}/livez", trust_env=False).status_code == 200
+        assert process.end() == 0
+    assert children_seconds() - before < START_SECONDS
 
 
 def test_with_a_key_in_the_environment_it_needs_no_file(tmp_path: Path) -> None:
@@ -304,7 +302,7 @@ def test_a_signal_ends_it_without_a_word(tmp_path: Path, number: signal.Signals)
 @pytest.mark.parametrize("seconds", [0.06, 0.1, 0.15, 0.2])
 def test_interrupted_at_any_time_it_leaves_no_traceback(tmp_path: Path, seconds: float) -> None:
     written(tmp_path / "sidecar.toml", LOCAL)
-    with started(folder=tmp_path) as process:
+    with started(folder=tmp_path, covered=False) as process:
         time.sleep(seconds)
         code = process.end(signal.SIGINT)
     assert code in (0, 130, -signal.SIGINT)
