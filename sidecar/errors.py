@@ -1,4 +1,4 @@
-"""The closed tree of errors: each leaf says whose fault it is, which status it becomes, and whether another target may try.
+"""The closed tree of errors: each leaf says whose fault it is, its status, and whether another target may try.
 
     SidecarError
     |- CallerError     the request was at fault            caller_*
