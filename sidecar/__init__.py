@@ -1,7 +1,8 @@
 """The LLM sidecar: one small process (or object) through which every model call goes.
 
 `Sidecar(config)` is an ASGI app, `SidecarMiddleware(app, config)` puts it inside another, `SidecarTransport(config)`
-under an httpx or httpx2 client; `load(path)` reads a `Config`. Names are imported when first used: a command starts faster.
+under an httpx or httpx2 client; `load(path)` reads a `Config`.
+Names are imported when first used: a command starts faster.
 """
 
 from __future__ import annotations
