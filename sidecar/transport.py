@@ -156,6 +156,10 @@ class _LoopThread:
         self._thread.join()
         self._loop.close()
 
+    def join(self) -> None:
+        """Wait until it is closed, by another thread."""
+        self._thread.join()
+
     async def _end(self, last: Coroutine[Any, Any, None]) -> None:
         await last
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -317,15 +321,18 @@ class _SyncBody:
         self._thread = thread
 
     def __iter__(self) -> Iterator[bytes]:
+        answer = self._answer
         try:
-            while not self._answer.complete:
-                yield self._thread.run(self._answer.read())
-            yield self._answer.take()
+            while not answer.complete:
+                yield self._thread.run(answer.read())
         except _Closed as error:
-            raise self._answer.module.ReadError(str(error)) from None
+            self._thread.join()  # it lets exchanges end, with a word of why
+            if not answer.complete:
+                raise answer.module.ReadError(str(error)) from None
         except BaseException:
             self.close()
             raise
+        yield answer.take()
 
     def close(self) -> None:
         if not self._answer.complete:
