@@ -6,6 +6,7 @@ Source: OpenAI's API reference, chat completions, and the model pages of the com
 from __future__ import annotations
 
 import hashlib
+import itertools
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -158,8 +159,9 @@ def _write_messages(ask: Ask, model: str) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if system:
         messages.append({"role": "system", "content": "\n\n".join(system)})
-    for turn in ask.turns:
-        messages += _write_turn(turn, model)
+    for role, turns in itertools.groupby(ask.turns, key=lambda turn: turn.role):
+        # In a row they are one turn, and its calls and their results must stand together here.
+        messages += _write_turn(Turn(role, [part for turn in turns for part in turn.parts]), model)
     return messages
 
 

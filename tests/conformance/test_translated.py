@@ -125,6 +125,22 @@ async def test_parallel_tools_and_their_results(name: str) -> None:
         assert found.asked["parallel_tool_calls"] is False
 
 
+@pytest.mark.parametrize("name", CALLERS)
+async def test_turns_of_one_role_in_a_row_are_one(name: str) -> None:
+    """As Anthropic has it; the others want the calls of a turn and their results side by side."""
+    ids = ("aaaaaaaaa", "bbbbbbbbb")
+    calls = [{"type": "tool_use", "id": each, "name": "weather", "input": {}} for each in ids]
+    results = [{"type": "tool_result", "tool_use_id": each, "content": "21 °C"} for each in ids]
+    turns = [("user", "hello"), ("assistant", [calls[0]]), ("assistant", [calls[1]])]
+    turns += [("user", [results[0], {"type": "text", "text": "well?"}]), ("user", [results[1]])]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    async with ground(name) as found:
+        reply = await found.ask(MESSAGES, {**ASK, "messages": messages, "tools": USES}, VERSION)
+        assert reply.status == 200, reply.body
+        roles = [message["role"] for message in found.asked["messages"]]
+        assert roles == ["system", "user", "assistant", "tool", "tool", "user"]
+
+
 @pytest.mark.parametrize("name", TALKERS)
 async def test_thinking_comes_as_a_block_of_its_own(name: str) -> None:
     async with ground(name) as found:
