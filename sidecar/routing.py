@@ -75,7 +75,7 @@ def explain(routes: Routes, asked: str, dialect: str) -> list[str]:
         up = target.upstream
         way = "as it is" if target.dialect == dialect else f"translated to {target.dialect}"
         where = f"unix:{up.origin.unix}" if up.origin.unix else f"{up.origin.scheme}://{up.host.decode()}"
-        lines.append(f"{number}. {up.name}/{target.model}  {way}, {where}{up.paths[target.dialect]}")
+        lines.append(f"{number}. {up.name}/{target.model}  {way}, {where}{up.paths[target.dialect].partition('?')[0]}")
         lines.append(f"   why: {target.why}")
         limits = [
             f"{up.requests_per_minute} requests/min" if up.requests_per_minute else "",

@@ -263,15 +263,6 @@ async def test_a_query_string_reaches_the_provider() -> None:
         assert provider.asked[0].target == "/v1/messages?beta=true"
 
 
-@pytest.mark.xfail(strict=True, reason="a name that its provider does not know makes a series of its own yet")
-async def test_names_that_a_provider_does_not_know_make_no_series() -> None:
-    async with asking("openai") as (client, provider):
-        for number in range(30):
-            provider.answers.append(whole(404, JSON, b"{}"))
-            assert (await client.ask("POST", "/v1/chat/completions", *sent(f"openai/{number}"))).status == 404
-        assert (await client.ask("GET", "/metrics", [])).body.count(b"sidecar_requests_total{") == 1
-
-
 # -- addresses
 
 
