@@ -144,12 +144,15 @@ async def test_many_that_leave_at_any_moment_leave_nothing_behind(name: str) -> 
                         async for _ in done:
                             pass
 
-        await asyncio.gather(*(ask(chance.random() < 0.7, chance.random() * 0.4) for _ in range(80)))
+        for _ in range(20):  # few at a time, that a slow machine lets them come as far as the provider
+            await asyncio.gather(*(ask(chance.random() < 0.7, chance.random() * 0.3) for _ in range(12)))
+            if sum(seen.cancelled_at is not None for seen in simulator.requests) >= 12:
+                break
         deadline = now() + 1.0
         while any(seen.finished_at is None and seen.cancelled_at is None for seen in simulator.requests):
             assert now() < deadline
             await asyncio.sleep(0.005)
-        assert any(seen.cancelled_at for seen in simulator.requests)
+        assert sum(seen.cancelled_at is not None for seen in simulator.requests) >= 12
         while (busy := await _in_use(client, door)) != [0, 0, 0]:
             assert now() < deadline, busy
             await asyncio.sleep(0.01)
