@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,6 +129,30 @@ def test_where_a_request_goes(name: str, dialect: str, url: str) -> None:
     origin = upstream.origin
     assert f"{origin.scheme}://{upstream.host.decode()}{upstream.paths[dialect]}" == url
     assert origin.name == upstream.name == name
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_table_of_that_name_is_all_it_takes(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    place = 'base_url = "https://r.test/v1"' if name in PLACELESS else ""
+    file.write_text(f"[providers.{name}]\n{place}\n")
+    file.chmod(0o600)
+    variable = KEY_VARIABLES.get(name, "NONE")
+    upstream = resolve(name, config.load(file, env={variable: "canary"}).providers[name])
+    assert upstream.missing_key is None
+    assert upstream.kind == ROWS[name].name
+    assert (upstream.auth is None) is (name in KEYLESS)
+    if name not in KEYLESS:
+        assert upstream.auth is not None
+        assert upstream.auth.secret.reveal() == "canary"
+        missing = resolve(name, config.load(file, env={}).providers[name]).missing_key
+        assert missing is not None
+        assert variable in missing
+
+
+def test_zero_config_takes_each_row_once_by_its_first_name() -> None:
+    found = config.load(env=dict.fromkeys(KEY_VARIABLES.values(), "canary")).providers
+    assert list(found) == [row.name for row in BUILT_IN if row.needs_key and row.name not in PLACELESS]
 
 
 # -- resolving

@@ -140,6 +140,31 @@ async def test_usage_of_a_stream(name: str, usage: dict[str, Any], counts: tuple
         assert await tokens(client) == counts
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent_on", "shown"),
+    [
+        (b"null", {"include_usage": True}, False),
+        (b"{}", {"include_usage": True}, False),
+        (b'{"include_usage":false}', {"include_usage": True}, False),
+        (
+            b'{"include_usage":null,"include_obfuscation":false}',
+            {"include_usage": True, "include_obfuscation": False},
+            False,
+        ),
+        (b'{ "include_usage" : true , "x":1.0}', {"include_usage": True, "x": 1.0}, True),
+    ],
+)
+async def test_usage_is_asked_for_and_shown_to_who_asked(asked: bytes, sent_on: dict[str, Any], shown: bool) -> None:
+    body = chunk([TEXT], usage=None) + chunk([STOP], usage=None) + chunk([], usage=OPENAI) + DONE
+    async with asking("openai") as (client, provider):
+        provider.answers.append(whole(200, EVENTS, body))
+        headers, request = sent("openai", stream=True, stream_options=msgspec.Raw(asked))
+        reply = await client.ask("POST", "/v1/chat/completions", headers, request)
+        assert msgspec.json.decode(provider.asked[0].body)["stream_options"] == sent_on
+        assert reply.body == (body if shown else body.replace(chunk([], usage=OPENAI), b""))
+        assert (await tokens(client))[:2] == (1000, 50)
+
+
 async def test_usage_of_groq_s_own_member() -> None:
     usage = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
     last = chunk([STOP], x_groq={"id": "r", "usage": usage})

@@ -18,6 +18,7 @@ import pytest
 from sidecar.config import Config, Key, Provider, Server as ServerSettings
 from sidecar.providers import ROWS
 from sidecar.secret import Secret
+from sidecar.simulator import Settings as SimulatorSettings, Simulator
 from tests.conformance.client import Client, Headers
 from tests.conformance.ground import serving
 from tests.conformance.peer import Peer, peer, pieces, whole
@@ -254,3 +255,30 @@ async def test_what_was_recorded_comes_through(file: Path) -> None:
                 now = await counted(client)
                 assert (now[0] - before[0], now[1] - before[1]) == spent(row), row.id
                 before = now
+
+
+async def test_recorded_requests_are_taken_in_the_other_language() -> None:
+    """By the simulated provider, which refuses what the real one would; or refused here, where it cannot be said."""
+    taken, refused = 0, []
+    async with Simulator(SimulatorSettings()) as simulator:
+        for name, served, path in (
+            ("anthropic", "chat", "/v1/chat/completions"),
+            ("openai", "messages", "/v1/messages"),
+        ):
+            url = f"http://127.0.0.1:{simulator.port}" + ("/v1" if name == "openai" else "")
+            table = Provider(base_url=url, api_key=Key(source="inline", secret=Secret(KEY)))
+            settings = Config(server=ServerSettings(listen=("127.0.0.1:0",)), providers={name: table})
+            async with serving(settings) as (client, _):
+                for row in (row for file in FILES for row in rows(file) if row.request_body_encoding == "json"):
+                    assert row.place is not None
+                    if ENDPOINTS[row.place[1]][0] != served or row.status != 200:
+                        continue
+                    members = row.members | {"model": msgspec.Raw(b'"%b/m"' % name.encode())}
+                    headers = [("content-type", "application/json")]
+                    reply = await client.ask("POST", path, headers, msgspec.json.encode(members))
+                    taken += reply.status == 200
+                    if reply.status != 200:
+                        assert reply.status == 400, row.id
+                        refused.append((row.id, reply.header("x-sidecar-error")))
+    assert taken > 25 * len(refused), refused
+    assert len([each for each in refused if not (each[1] or "").startswith("caller_")]) * 100 < taken, refused
