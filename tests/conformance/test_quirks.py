@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from sidecar.config import Model
 from sidecar.providers import ROWS
 from tests.conformance.client import Client
-from tests.conformance.ground import CALLER_KEY, PROVIDER_KEY, config, serving
+from tests.conformance.ground import CALLER_KEY, CREDENTIALS, PROVIDER_KEY, config, serving
 from tests.conformance.peer import Peer, peer, whole
 
 JSON: Final = [("content-type", "application/json")]
@@ -274,6 +275,37 @@ async def test_the_caller_s_own_key_is_forwarded_where_the_table_says_so() -> No
             assert [pair for pair in provider.asked[0].headers if CALLER_KEY in pair[1]] == [("api-key", CALLER_KEY)]
             reply = await client.ask("POST", "/v1/chat/completions", JSON, sent("azure")[1])
             assert (reply.status, len(provider.asked)) == (401, 1)
+
+
+# -- from one row to the next
+
+
+async def test_each_target_gets_the_request_in_its_own_words() -> None:
+    """What one row drops, renames, adds or translates is there again for the next."""
+    async with peer() as one, peer() as two, peer() as three:
+        kinds = {"mistral": one, "anthropic": two, "perplexity": three}
+        providers = {name: config(name, found.port).providers[name] for name, found in kinds.items()}
+        targets = ("mistral/magistral-x", "anthropic/claude-x", "perplexity/sonar")
+        settings = msgspec.structs.replace(
+            config("mistral", one.port), providers=providers, models={"any": Model(targets=targets)}
+        )
+        async with serving(settings) as (client, _):
+            one.answers.append(whole(503, JSON, b"{}"))
+            two.answers.append(whole(529, JSON, b"{}"))
+            three.answers.append(whole(200, EVENTS, chunk([STOP], usage=OPENAI) + DONE))
+            more = {"seed": 7, "user": "u", "max_completion_tokens": 9, "x_extra": 1.5, "stream": True}
+            body = msgspec.json.encode({"model": "any", "messages": HELLO, **more})
+            reply = await client.ask("POST", "/v1/chat/completions", sent("any")[0], body)
+            assert (reply.status, reply.header("x-sidecar-attempts")) == (200, "3")
+            assert reply.header("x-sidecar-provider") == "perplexity"
+            first, second, third = (msgspec.json.decode(found.asked[0].body) for found in kinds.values())
+            assert first.keys() == {
+                "model", "messages", "random_seed", "max_tokens", "x_extra", "stream", "stream_options",
+            }  # fmt: skip
+            assert (second["max_tokens"], second["model"]) == (9, "claude-x")
+            assert third == {"model": "sonar", "messages": HELLO, **more}
+            heads = [[name for name, _ in found.asked[0].headers if name in CREDENTIALS] for found in kinds.values()]
+            assert heads == [["authorization"], ["x-api-key"], ["authorization"]]
 
 
 # -- what clients choose
