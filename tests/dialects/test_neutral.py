@@ -1,0 +1,21 @@
+"""The neutral form's own functions."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sidecar.dialects.neutral import NOTHING, Ask, sent, written
+
+
+def test_sent_tells_what_was_not_sent() -> None:
+    assert sent(NOTHING) is None
+    assert sent(msgspec.Raw(b"null")) is None
+    raw = msgspec.Raw(b"false")
+    assert sent(raw) is raw
+
+
+def test_what_passes_never_speaks_over_what_is_said() -> None:
+    ask = Ask(model="m", turns=[], extra={"max_tokens": msgspec.Raw(b"9"), "new": msgspec.Raw(b"1.0")})
+    request = written({"max_tokens": 1}, ask, ["seed"])
+    assert msgspec.json.encode(request.members) == b'{"max_tokens":1,"new":1.0}'
+    assert request.dropped == ("seed",)

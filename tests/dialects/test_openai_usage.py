@@ -1,0 +1,169 @@
+"""Tokens as the compatible providers count them, and the meters that find them."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from sidecar.dialects.openai_usage import StreamMeter, UnaryMeter, meter, read_usage, write_usage
+from sidecar.types import Usage
+
+USAGE = b'{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12}'
+COUNTED = Usage(input=10, output=2)
+BIG = 200 * 1024
+
+
+@pytest.mark.parametrize(
+    ("data", "usage"),
+    [
+        (USAGE, COUNTED),
+        (
+            b'{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"prompt_tokens_details":{"cached_tokens":4,'
+            b'"cache_write_tokens":3},"completion_tokens_details":{"reasoning_tokens":2}}',
+            Usage(input=10, output=5, cached=4, cache_write=3, reasoning=2),
+        ),
+        (  # xAI: reasoning is beside the completion
+            b'{"prompt_tokens":10,"completion_tokens":5,"total_tokens":35,"completion_tokens_details":{"reasoning_tokens":20}}',
+            Usage(input=10, output=25, reasoning=20),
+        ),
+        (  # xAI: cached beside the prompt
+            b'{"prompt_tokens":10,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":30}}',
+            Usage(input=40, output=5, cached=30),
+        ),
+        (
+            b'{"prompt_tokens":10,"completion_tokens":5,"prompt_cache_hit_tokens":4}',
+            Usage(input=10, output=5, cached=4),
+        ),
+        (b'{"prompt_tokens":10,"completion_tokens":5,"cached_tokens":4}', Usage(input=10, output=5, cached=4)),
+        (b'{"prompt_tokens":10,"completion_tokens":5,"num_cached_tokens":4}', Usage(input=10, output=5, cached=4)),
+        (b'{"prompt_tokens":10,"cache_creation_input_tokens":4}', Usage(input=10, cache_write=4)),
+        (b'{"prompt_tokens":10.0,"completion_tokens":2.0}', COUNTED),
+        (b'{"prompt_tokens":8,"total_tokens":8}', Usage(input=8)),  # embeddings
+        (b'{"prompt_tokens":1e300,"completion_tokens":-5}', Usage()),
+        (b'{"prompt_tokens":1e999}', None),
+        (b'{"prompt_tokens":"many"}', None),
+        (b"null", None),
+        (b"", None),
+        (b"[]", None),
+    ],
+)
+def test_read_usage(data: bytes, usage: Usage | None) -> None:
+    assert read_usage(data) == usage
+
+
+def test_write_usage() -> None:
+    written = write_usage(Usage(input=10, output=5, cached=4, cache_write=3, reasoning=2))
+    assert orjson.loads(orjson.dumps(written)) == {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+
+
+# -- streams
+
+CONTENT = b'data: {"choices":[{"delta":{"content":"a \\"usage\\": {1} [DONE]"},"finish_reason":null}],"usage":null}\n\n'
+FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+LAST = b'data: {"choices":[],"usage":%b}\n\n' % USAGE
+DONE = b"data: [DONE]\n\n"
+
+
+def test_usage_of_a_stream() -> None:
+    watching = StreamMeter(hide_usage=False)
+    for block in (CONTENT, FINISH, LAST, DONE):
+        assert watching.feed(block) is block
+    assert watching.usage == COUNTED
+
+
+def test_usage_of_groq_and_on_the_last_chunk() -> None:
+    watching = StreamMeter(hide_usage=True)
+    block = (
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"x_groq":{"id":"r","usage":%b}}\n\n' % USAGE
+    )
+    assert watching.feed(block) == block  # there is more in it than usage
+    assert watching.usage == COUNTED
+
+
+@pytest.mark.parametrize(
+    ("block", "left"),
+    [
+        (LAST, b""),
+        (CONTENT + LAST + DONE, CONTENT + DONE),
+        (b": ping\n" + LAST + DONE, b": ping\n" + DONE),
+        (LAST.replace(b"\n", b"\r\n") + DONE, DONE),
+        (LAST.replace(b"\n", b"\r") + DONE, DONE),
+        (b"id: 1\r\nevent: chunk\r\n" + LAST.replace(b"\n", b"\r\n") + DONE, DONE),
+        (CONTENT, CONTENT),
+    ],
+)
+def test_usage_that_was_not_asked_for_is_hidden(block: bytes, left: bytes) -> None:
+    assert StreamMeter(hide_usage=True).feed(block) == left
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ended"),
+    [
+        ([CONTENT], False),
+        ([CONTENT, DONE], True),
+        ([CONTENT, DONE.replace(b"\n", b"\r\n")], True),
+        ([CONTENT + DONE], True),
+        ([FINISH, b": late\n\n"], True),
+        ([CONTENT, LAST], True),
+        ([b'data: {"choices":[{"delta":{},"finish_reason":""}]}\n\n'], False),
+        ([], False),
+    ],
+)
+def test_ended(blocks: list[bytes], ended: bool) -> None:
+    watching = StreamMeter(hide_usage=False)
+    for block in blocks:
+        watching.feed(block)
+    assert watching.ended is ended
+
+
+def test_fault_of_a_stream() -> None:
+    watching = StreamMeter(hide_usage=False)
+    watching.feed(CONTENT + b'event: error\ndata: {"error":{"message":"no"}}\n\n')
+    assert watching.fault == "no"
+
+
+# -- whole answers
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"choices":[{"message":{"tool_calls":[{"function":{"arguments":{"usage":{"a":9}}}}]}}],"usage": %b }' % USAGE,
+        b'{"usage":%b,"choices":[]}' % USAGE,
+        b'{"data":[{"embedding":[%b]}],"usage":%b}' % (b"0.1," * BIG, USAGE),
+        b'{"usage":%b,"data":[{"embedding":[%b]}]}' % (USAGE, b"0.1," * BIG),
+        b'{"choices":[{"text":"} \\" {"}],"usage":{"a":{"}":"{"},%b}' % USAGE[1:],
+    ],
+)
+@pytest.mark.parametrize("size", [1 << 30, 16 * 1024])
+def test_usage_of_a_body(data: bytes, size: int) -> None:
+    watching = UnaryMeter()
+    for at in range(0, len(data), size):
+        piece = data[at : at + size]
+        assert watching.feed(piece) is piece
+    assert watching.usage == COUNTED
+    assert watching.ended
+    assert watching.fault is None
+
+
+def test_body_without_usage() -> None:
+    watching = UnaryMeter()
+    watching.feed(b'{"usage":{"prompt_tokens":')
+    assert watching.usage is None
+
+
+def test_fault_of_a_body() -> None:
+    watching = UnaryMeter()
+    watching.feed(b'{"error":{"message":"no"}}')
+    assert watching.fault == "no"
+
+
+def test_meter() -> None:
+    assert isinstance(meter(stream=True, hide_usage=False), StreamMeter)
+    assert isinstance(meter(stream=False, hide_usage=False), UnaryMeter)
