@@ -46,22 +46,22 @@ def exposed(address: str, socket_mode: int) -> str | None:
 
 
 def url_problem(url: str, *, proxy: bool = False) -> str | None:
-    """Why something is not the base URL of a provider, or not one of a proxy."""
+    """Why something is not the base URL of a provider, or not one of a proxy. It is not repeated: it may be a key."""
     form = "http://host:port" if proxy else "http(s)://host[:port][/path]"
     if not url.isascii() or not url.isprintable() or " " in url:
         return f"a URL has no spaces and no characters beyond ASCII; it is of the form {form}"
     if url.startswith("unix:") and not proxy:
         path, colon, base = url.removeprefix("unix:").partition(":")
         if colon and not base.startswith("/"):
-            return f"{url!r} is not of the form unix:/path.sock or unix:/path.sock:/v1"
+            return "not of the form unix:/path.sock or unix:/path.sock:/v1"
         return _socket_problem(path, url)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return f"{shown_url(url)!r} is not a URL of the form {form}"
+        return f"not a URL of the form {form}"
     if parts.scheme not in (("http",) if proxy else ("http", "https")) or not parts.hostname or port == 0:
-        return f"{shown_url(url)!r} is not of the form {form}"
+        return f"not of the form {form}"
     if "@" in parts.netloc and not proxy:
         return "a URL must not hold a user or password; use api_key or headers"
     if "#" in url or (proxy and "?" in url):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 
@@ -24,6 +24,9 @@ _MOST_BYTES: Final = 1024 * 1024
 _MOST_FAULTS: Final = 100  # that are told of one file
 _MOST_NAMES: Final = 5  # of variables, where none is set
 _REFERENCE: Final = re.compile(r"""(["'])(?:env:[A-Z][A-Z0-9_]*|file:[\w./-]+|caller)\1""")
+_PLAIN_URL: Final = re.compile(
+    r"""(["'])(?:[a-z]+://(?:[\w.-]+|\[[\w:.]+\])(?::[0-9]+)?(?:/[^@?\s]*)?|unix:/[^@?\s]*)\1"""
+)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,23 +294,39 @@ class _Reading:
         )
 
 
-def _options(table: type[Table], found: dict[str, bool]) -> dict[str, bool]:
-    """The names of every option below a table, and whether its value may be shown: no key, and no header's value."""
-    for field in msgspec.structs.fields(table):
-        found[field.name] = Key not in (field.type, *get_args(field.type)) and field.name != "headers"
-        for inner in (field.type, *get_args(field.type)):
-            if isinstance(inner, type) and issubclass(inner, Table):
-                _options(inner, found)
-    return found
-
-
-_SHOWN: Final = {name for name, shown in _options(Config, {}).items() if shown}
-_KNOWN: Final = frozenset((*_options(Config, {}), *KINDS, "true", "false"))
+def _type_at(path: Path) -> Any:
+    """The type of what stands at a path; None: of what nobody knows."""
+    type_: Any = Config
+    for part in path:
+        if get_origin(type_) is dict:
+            type_ = get_args(type_)[1]
+        elif get_origin(type_) is tuple:
+            type_ = get_args(type_)[0]
+        elif isinstance(type_, type) and issubclass(type_, Table):
+            type_ = {field.name: field.type for field in msgspec.structs.fields(type_)}.get(str(part))
+        else:
+            return None
+    return type_
 
 
 def _shows(path: Path, literal: str) -> bool:
     """May a value stand in what is told of a fault? A key may not, nor what is not known to be none."""
-    names = [part for part in path if isinstance(part, str)]
-    if "headers" in names or names[-1] not in _SHOWN:
+    type_ = _type_at(path)
+    table = get_origin(type_) is dict or (isinstance(type_, type) and issubclass(type_, Table))
+    if type_ is None or table or Key in (type_, *get_args(type_)) or "headers" in path:
         return _REFERENCE.fullmatch(literal) is not None
-    return not any(mark in literal for mark in ("@", "?", "-----BEGIN"))
+    if path[-1] in ("base_url", "proxy"):
+        return _PLAIN_URL.fullmatch(literal) is not None
+    return "-----BEGIN" not in literal
+
+
+def _names(table: type[Table]) -> Iterator[str]:
+    """The names of every option below a table."""
+    for field in msgspec.structs.fields(table):
+        yield field.name
+        for inner in (field.type, *get_args(field.type)):
+            if isinstance(inner, type) and issubclass(inner, Table):
+                yield from _names(inner)
+
+
+_KNOWN: Final = frozenset((*_names(Config), *KINDS, "true", "false"))
