@@ -22,7 +22,7 @@ import uvloop
 from benchmarks import harness, micro
 
 BASELINE = Path(__file__).parent / "results" / "guard.json"
-TOLERANCE = 0.10
+TOLERANCE = 0.12  # another build of Python differs by 5 %
 ROUNDS = {"calibration": 20, "unary": 200, "stream": 20}  # that are counted, beyond the few of every run
 SECONDS = 300
 

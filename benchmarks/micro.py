@@ -82,7 +82,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.app = Sidecar(config())
-        self.server = Server(self.app, Settings(), sockets=[])
+        self.server = Server(self.app, Settings(listen=("127.0.0.1:0",)))
         self.up = Transport()
         self.down = Transport()
         self.upstream: Upstream | None = None
