@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -36,6 +39,15 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             yield f"{path.relative_to(TOP)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The packages that a file imports, by their first names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
 
 
 def test_no_file_is_too_long() -> None:
@@ -96,7 +108,22 @@ def test_public_names_are_there() -> None:
         getattr(sidecar, "Sidcar")  # noqa: B009  # a typo that the type checker would see
 
 
-def test_the_lock_names_no_host() -> None:
+def test_the_lock_has_all_that_is_asked_for_and_names_no_host() -> None:
     lock = (TOP / "requirements.lock").read_text()
     assert "://" not in lock
     assert lock.count("--hash=sha256:") > lock.count("==")
+    table = tomllib.loads((TOP / "pyproject.toml").read_text())
+    groups = [*table["project"]["optional-dependencies"].values(), *table["dependency-groups"].values()]
+    wanted = {asked for group in groups for asked in group} | {*table["project"]["dependencies"]}
+    names = {re.split(r"[<>=!;\[ ]", asked)[0].lower().replace("_", "-") for asked in wanted}
+    assert len(names) > 20
+    assert names <= set(re.findall(r"^([a-z0-9.-]+)==", lock, re.MULTILINE))
+
+
+def test_the_tests_import_nothing_that_their_extra_lacks() -> None:
+    table = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    asked = [*table["dependencies"], *table["optional-dependencies"]["test"]]
+    known = {re.split(r"[<>=!;\[ ]", each)[0].lower().replace("-", "_") for each in asked}
+    known |= {*sys.stdlib_module_names, "sidecar", "tests", "benchmarks", "loadtests"}
+    files = [*(TOP / "tests").rglob("*.py"), *(TOP / "sidecar").rglob("*.py")]
+    assert not {(name, file.name) for file in files for name in imported(file) if name not in known}
