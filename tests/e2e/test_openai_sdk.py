@@ -135,7 +135,7 @@ async def test_azures_client_names_the_model_in_the_path() -> None:
         async with client:
             done = await client.chat.completions.create(model="ignored", messages=ASK)
         assert done.choices[0].message.content
-        assert simulator.requests[-1].path == "/v1/chat/completions"
+        assert simulator.requests[-1].route == "/chat/completions"
         assert b'"model":"m"' in simulator.requests[-1].body
 
 

@@ -63,8 +63,8 @@ async def test_anthropics_beta_endpoints(name: str) -> None:
 @pytest.mark.parametrize("name", FEW)
 async def test_the_query_of_a_request(name: str) -> None:
     async with behind(name) as (door, simulator), door.anthropic_async() as client:
-        await client.beta.messages.create(model="ant/m", messages=ASK, max_tokens=5)
-        assert simulator.requests[0].path == "/v1/messages?beta=true"
+        await client.messages.create(model="ant/m", messages=ASK, max_tokens=5, extra_query={"beta": "true", "x": "é"})
+        assert simulator.requests[0].path == "/v1/messages?beta=true&x=%C3%A9"
 
 
 async def test_the_sdks_own_http_clients() -> None:
