@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 import msgspec
@@ -216,6 +217,19 @@ async def test_a_cancelled_call(headers: dict[str, str]) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await call
             await cancelled(simulator, left_at)
+
+
+@pytest.mark.parametrize("headers", [SILENT, MIDWAY], ids=["head", "body"])
+async def test_a_scope_of_anyios_that_is_over(headers: dict[str, str]) -> None:
+    """Which cancels again and again whatever still waits in it, closing too."""
+    async with nothing_left(), Simulator() as simulator:
+        async with httpx2.AsyncClient(transport=SidecarTransport(open_config(simulator))) as client:
+            with anyio.move_on_after(0.1) as scope:
+                async with client.stream("POST", URL, json=STREAM, headers=headers) as answer:
+                    async for _ in answer.aiter_bytes():
+                        pass
+            assert scope.cancelled_caught
+            await cancelled(simulator, now())
 
 
 def test_control_c_ends_what_was_waited_for() -> None:
