@@ -177,6 +177,8 @@ def _listeners(config: Config, reading: Reading) -> None:
             reading.fault(("server", "allow_origins", index), message)
     for index, address in enumerate(server.listen):
         problem = address_problem(address)
+        if address in server.listen[:index] and not address.endswith(":0"):  # port 0 is another each time
+            problem = f"{address!r} is listened on already"
         if problem is None and not reading.raw.get("callers"):
             problem = exposed(address, server.socket_mode)
         if problem is not None:

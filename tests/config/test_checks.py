@@ -61,6 +61,10 @@ from tests.config.files import CANARY, OPENAI, OWN_KIND, config, messages, read,
             OPENAI + '[callers.web]\nkey = "k"\nmodels = ["openai/*", "opneai/m"]',
             '"opneai/m" names no configured provider and no name of [models]; did you mean "openai"?',
         ),
+        (
+            OPENAI + '[server]\nlisten = ["127.0.0.1:0", "127.0.0.1:0", "unix:/a", "unix:/a"]',
+            "'unix:/a' is listened on already",
+        ),
         (OPENAI + "[server]\nlisten = []", "server.listen: there is nothing to listen on"),
         (
             OPENAI + '[server]\ntls_key = "absent"',
