@@ -54,6 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Answers the exit code: 0 ok, 1 failed, 2 usage or configuration."""
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be shown must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -65,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def _open_standard_streams() -> None:
+    """Those that were closed at the start lead nowhere: else a socket gets their number, and then the log."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w"))  # noqa: SIM115  # for as long as we live
 
 
 def _run(words: list[str]) -> int:

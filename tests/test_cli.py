@@ -106,6 +106,16 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path: Path) -> None:
         assert child.stderr.read() == b""
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_lead_nowhere(tmp_path: Path, closed: str) -> None:
+    code = (
+        "import os, stat, sys; from sidecar.cli import main; code = main(['check', 'absent']);"
+        " sys.exit(code + 40 * all(os.fstat(fd) for fd in (0, 1, 2)))"
+    )
+    words = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
+    assert subprocess.run(words, cwd=tmp_path, env=environment({}), check=False, timeout=15).returncode == 42
+
+
 @pytest.mark.parametrize("statement", ["import sidecar", "import sidecar.cli"])
 def test_importing_loads_nothing_that_is_slow(tmp_path: Path, statement: str) -> None:
     slow = "('asyncio', 'httpx', 'uvloop', 'starlette', 'msgspec', 'ssl', 'sidecar.app')"
