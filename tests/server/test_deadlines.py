@@ -232,6 +232,20 @@ async def test_a_client_that_sends_requests_and_reads_no_answers() -> None:
             assert len(app.calls) < 120  # the kernel takes some megabytes of answers, the server none behind them
 
 
+@pytest.mark.xfail(strict=True, reason="the end of a next request clears the deadline for taking the last answer")
+async def test_a_next_request_does_not_excuse_a_client_that_does_not_read() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(dict(HEAD_200))
+        await send({"type": "http.response.body", "body": b"x" * 8_000_000, "more_body": scope["path"] == "/stream"})
+
+    async with serving(http(app), send_stall_seconds=0.4) as ground:
+        async with ground.client(receive_buffer=4096) as client:
+            await client.run(STOP_READING, GET)
+            await until(lambda: ground.server.idle)
+            await client.run(get("/stream"))
+            await until(lambda: ground.notes.events, 1)
+
+
 async def test_a_slow_reader_gets_all_of_a_large_answer() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, b"x" * 8_000_000)
