@@ -1,7 +1,7 @@
 """Requests that are like the one before them: whatever a kept-alive client repeats or changes is read anew (R1, R12).
 
 A server may serve a repeated head without parsing it; that must not be seen. So the sidecar itself is served, each
-request is sent once on a fresh connection and once behind others like it, and the provider is asked the same both times.
+request is sent once on a fresh connection and once behind others like it: the provider is asked the same both times.
 """
 
 from __future__ import annotations
