@@ -26,6 +26,7 @@ from sidecar.dialects.chat_answer import (
 from sidecar.dialects.chat_read import read_request
 from sidecar.dialects.chat_stream import StreamReader, StreamWriter, completion_id, write_block
 from sidecar.dialects.chat_write import write_call, write_request
+from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import Part, Redacted, Reply, Text, Thinking, ToolUse
 from sidecar.dialects.openai import ask_usage, nothing as local, read_view
 from sidecar.dialects.openai_errors import read_error, read_fault, write_error, write_stream_error
@@ -57,7 +58,7 @@ def read_reply(data: bytes) -> Reply:
     """A completion in neutral form. Raises UpstreamProtocol when it is none, or an error inside a 200."""
     fault = read_fault(data)
     try:
-        answer = _answer.decode(data.lstrip())  # DeepSeek keeps a slow answer alive with empty lines
+        answer = _answer.decode(mended(data).lstrip())  # DeepSeek keeps a slow answer alive with empty lines
         choice = answer.choices[0] if answer.choices else None
         if fault is None and choice is not None:
             fault = broken_off(choice)

@@ -33,11 +33,18 @@ from sidecar.errors import BodyInvalid, Unsupported
 from sidecar.types import Envelope
 from sidecar.wire import body
 
-# Members without a neutral form. They are left out of a translation, which says so.
+# Members without a neutral form. They are left out of a translation, which says so. First OpenAI's, then those of the
+# compatible providers (OpenRouter, vLLM, llama.cpp, Mistral, Groq, Alibaba), which no other API takes either.
 _DROPPED: Final = (
     "audio", "frequency_penalty", "logit_bias", "metadata", "modalities", "moderation", "prediction",
     "presence_penalty", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "seed", "store",
     "top_logprobs", "verbosity", "web_search_options",
+    "models", "plugins", "provider", "route", "top_a", "transforms",
+    "cache_prompt", "cache_salt", "chat_template_kwargs", "grammar", "guided_choice", "guided_grammar", "guided_json",
+    "guided_regex", "ignore_eos", "include_reasoning", "json_schema", "min_p", "min_tokens", "priority",
+    "repetition_penalty", "stop_token_ids", "structured_outputs", "typical_p",
+    "guardrails", "prompt_mode", "random_seed", "safe_prompt",
+    "enable_thinking", "reasoning_format", "thinking_budget",
 )  # fmt: skip
 # Members without a neutral form whose leaving out would change the answer's shape: why they are refused.
 _REFUSED: Final = {
@@ -47,7 +54,7 @@ _REFUSED: Final = {
 _KNOWN: Final = frozenset(_DROPPED).union(
     ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "stop", "stream"),
     ("stream_options", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "response_format", "n"),
-    ("user", "safety_identifier", "service_tier", "logprobs", *_REFUSED),
+    ("user", "safety_identifier", "service_tier", "logprobs", "reasoning", *_REFUSED),
 )
 _MODES: Final = {"auto": Choice("auto"), "none": Choice("none"), "required": Choice("any"), "any": Choice("any")}
 
@@ -123,6 +130,12 @@ class _Schema(msgspec.Struct):
 class _Format(msgspec.Struct):
     type: str
     json_schema: _Schema | None = None
+
+
+class _Reasoning(msgspec.Struct):
+    """OpenRouter's `reasoning`."""
+
+    effort: str | None = None
 
 
 def read_request(members: Envelope) -> Ask:
@@ -288,19 +301,26 @@ def _read_options(given: Envelope, ask: Ask) -> None:
         ask.stop = [stop] if isinstance(stop, str) else stop
     if "reasoning_effort" in given:
         ask.effort = body.view(given["reasoning_effort"], str, "reasoning_effort")
+    elif "reasoning" in given:
+        ask.effort = body.view(given["reasoning"], _Reasoning, "reasoning").effort
     for name in ("user", "safety_identifier"):  # the latter is the former's successor
         if name in given:
             ask.user = body.view(given[name], str, name)
     if "service_tier" in given:
         ask.service_tier = body.view(given["service_tier"], str, "service_tier")
     if "response_format" in given:
-        form = body.view(given["response_format"], _Format, "response_format")
-        if form.type == "json_object":
-            ask.format = Format()
-        elif form.type == "json_schema" and form.json_schema is not None:
-            schema = form.json_schema
-            ask.format = Format(sent(schema.schema), schema.name, schema.strict, schema.description)
-        elif form.type != "text":
-            raise Unsupported(
-                f"a response_format of type {form.type!r} has no form in the provider's API", param="response_format"
-            )
+        ask.format = _read_format(given["response_format"])
+
+
+def _read_format(raw: msgspec.Raw) -> Format | None:
+    form = body.view(raw, _Format, "response_format")
+    if form.type == "text":
+        return None
+    if form.type == "json_object":
+        return Format()
+    if form.type == "json_schema" and form.json_schema is not None:
+        schema = form.json_schema
+        return Format(sent(schema.schema), schema.name, schema.strict, schema.description)
+    raise Unsupported(
+        f"a response_format of type {form.type!r} has no form in the provider's API", param="response_format"
+    )

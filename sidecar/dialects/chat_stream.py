@@ -22,6 +22,7 @@ from sidecar.dialects.chat_answer import (
     string,
     text,
 )
+from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import (
     Begin,
     Delta,
@@ -93,7 +94,7 @@ class StreamReader:
             self._fail(fault, deltas)
             return
         try:
-            chunk = _chunk.decode(data)
+            chunk = _chunk.decode(mended(data))
             self._read(chunk, deltas)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             message = "the provider's stream holds an event that is not a chunk"

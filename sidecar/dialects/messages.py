@@ -22,6 +22,7 @@ from sidecar.dialects.anthropic import (
     write_stream_error,
     write_usage,
 )
+from sidecar.dialects.lenient import mended
 from sidecar.dialects.messages_read import read_block, read_request
 from sidecar.dialects.messages_stream import StreamReader, StreamWriter, message_id
 from sidecar.dialects.messages_write import write_call, write_redacted, write_request, write_thinking
@@ -63,7 +64,7 @@ _answer = msgspec.json.Decoder(_Answer)
 def read_reply(data: bytes) -> Reply:
     """A message in neutral form. Raises UpstreamProtocol when it is none, or an error inside a 200."""
     try:
-        answer = _answer.decode(data.lstrip())
+        answer = _answer.decode(mended(data).lstrip())
         if answer.type == "error":
             raise UpstreamProtocol(f"the provider answered with an error: {read_error(502, data).message}")
         if answer.content is None:

@@ -17,6 +17,7 @@ from sidecar.dialects.anthropic import (
     write_stream_error,
     write_usage,
 )
+from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import (
     NOTHING,
     Begin,
@@ -111,10 +112,11 @@ class StreamReader:
                 break
             if event.data.startswith(b"[DONE]"):  # not of this API, but some who serve it send it
                 continue
+            data = mended(event.data)
             try:
                 # Its kind first: an event of an unknown kind may look like anything.
-                if _kind.decode(event.data).type in _KNOWN:
-                    self._read(_event.decode(event.data), deltas)
+                if _kind.decode(data).type in _KNOWN:
+                    self._read(_event.decode(data), deltas)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._ended = True
                 deltas.append(_broken("the provider's stream holds an event that is not one of its API"))

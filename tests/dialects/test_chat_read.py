@@ -80,6 +80,14 @@ def test_what_is_left_out_is_told_and_what_is_unknown_passes() -> None:
     assert set(ask.extra) == {"new_member"}
 
 
+def test_members_of_other_providers_are_no_unknown_ones() -> None:
+    ask = _read(min_p=0.1, provider={"order": ["a"]}, chat_template_kwargs={}, reasoning={"effort": "low"})
+    assert ask.dropped == ["provider", "chat_template_kwargs", "min_p"]
+    assert ask.extra == {}
+    assert ask.effort == "low"
+    assert _read(reasoning={"max_tokens": 5}, reasoning_effort="high").effort == "high"
+
+
 def test_numbers_keep_their_spelling() -> None:
     data = b'{"model":"m","messages":[],"temperature":0.70,"top_p":1e0,"top_k":5,"max_tokens":null}'
     ask = read_request(body.envelope(data))
