@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NoReturn
@@ -54,6 +55,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Answers the exit code: 0 ok, 1 failed, 2 usage or configuration."""
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # We are the process: until a command takes Ctrl-C itself, it just ends us. A KeyboardInterrupt may come up in
+        # the middle of an import, and there becomes any other exception.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that cannot be shown must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
