@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import orjson
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from sidecar.dialects import CONVERSATIONS
-from sidecar.wire import sse
+from sidecar.wire import body, sse
 from tests.dialects import fold
+from tests.dialects.patience import examples
 
 Json = dict[str, Any]
 
@@ -110,7 +112,7 @@ def _block_events(index: int, block: Json, sizes: list[int]) -> Iterator[Json]:
     yield {"type": "content_block_stop", "index": index}
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(blocks=_blocks, reason=_reasons, tokens=st.lists(st.integers(0, 9999), min_size=4, max_size=4), sizes=_cuts)
 def test_messages_to_chat(blocks: list[Json], reason: str, tokens: list[int], sizes: list[int]) -> None:
     details = {"type": "refusal", "explanation": "no"} if reason == "refusal" else None
@@ -181,7 +183,7 @@ def _chat_stream(message: Json, finish: str | None, usage: Json, sizes: list[int
     return b"".join(sse.write(msgspec.json.encode(chunk)) for chunk in chunks) + b"data: [DONE]\n\n"
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(answer=_answers, finish=_finishes, tokens=st.tuples(*[st.integers(0, 999)] * 2), sizes=_cuts)
 def test_chat_to_messages(answer: Json, finish: str | None, tokens: tuple[int, int], sizes: list[int]) -> None:
     message = _chat_message(answer)
@@ -196,3 +198,38 @@ def test_chat_to_messages(answer: Json, finish: str | None, tokens: tuple[int, i
     whole = CONVERSATIONS["messages"].write_reply(reply)
     stream = _through("chat", "messages", _chat_stream(message, finish, usage, sizes), sizes)
     assert fold.messages(stream) == fold.message(whole)
+
+
+# -- and back again
+
+_signed = st.fixed_dictionaries({"type": st.just("thinking"), "thinking": _texts, "signature": _filled})
+
+
+@examples(60)
+@given(thoughts=st.lists(_signed | _redacted, max_size=4), tools=st.lists(_tool, min_size=1, max_size=3), sizes=_cuts)
+def test_thinking_and_calls_come_back_as_they_went(thoughts: list[Json], tools: list[Json], sizes: list[int]) -> None:
+    """Through a chat client that sends back what it was given, whole or folded from a stream."""
+    blocks = [*thoughts, *({**tool, "id": f"toolu_{index}"} for index, tool in enumerate(tools))]
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    end = {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None}
+    message: Json = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "usage": usage, **end}
+    message["content"] = [_raw(block) for block in blocks]
+    whole = CONVERSATIONS["chat"].write_reply(CONVERSATIONS["messages"].read_reply(msgspec.json.encode(message)))
+    folded = fold.chat(_through("messages", "chat", _message_stream(message, blocks, sizes), sizes))["message"]
+    calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in folded["tool_calls"]]
+    for answer in (orjson.loads(whole)["choices"][0]["message"], {**folded, "tool_calls": calls}):
+        request = {"model": "m", "messages": [{"role": "user", "content": "a"}, answer]}
+        ask = CONVERSATIONS["chat"].read_request(body.envelope(msgspec.json.encode(request)))
+        written = CONVERSATIONS["messages"].write_request(ask, "claude-opus-4-7").members["messages"]
+        back = msgspec.json.decode(written, type=list[_Sent])[1].content
+        assert [bytes(raw) for raw in back] == [_as_sent(block) for block in blocks]
+
+
+def _as_sent(block: Json) -> bytes:
+    """A block's bytes, its members in the API's order."""
+    order = ("type", "id", "name", "input", "thinking", "signature", "data")
+    return msgspec.json.encode({name: _raw(block)[name] for name in order if name in block})
+
+
+class _Sent(msgspec.Struct):
+    content: list[msgspec.Raw]

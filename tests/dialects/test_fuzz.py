@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from sidecar.dialects import CONVERSATIONS, DIALECTS
 from sidecar.dialects.neutral import Fault, Finish
 from sidecar.errors import BodyInvalid, Unsupported, UpstreamProtocol
 from sidecar.wire import body, sse
 from tests.dialects.golden import OTHER, TRANSCRIPTS, cases
+from tests.dialects.patience import examples
 
 DEEP = 50_000
 conversations = pytest.mark.parametrize("name", CONVERSATIONS)
@@ -69,7 +70,7 @@ def _mutants(draw: st.DrawFn, kind: str, name: str) -> bytes:
 
 
 @conversations
-@settings(max_examples=80)
+@examples(80)
 @given(data=st.data())
 def test_requests(name: str, data: st.DataObject) -> None:
     members = {"model": "m", "messages": [], "max_tokens": 1, **data.draw(_objects)}
@@ -87,7 +88,7 @@ def _read_request(name: str, data: bytes) -> None:
 
 
 @dialects
-@settings(max_examples=40)
+@examples(40)
 @given(members=_objects)
 def test_views(name: str, members: dict[str, Any]) -> None:
     with suppress(BodyInvalid):
@@ -98,7 +99,7 @@ def test_views(name: str, members: dict[str, Any]) -> None:
 
 
 @conversations
-@settings(max_examples=80)
+@examples(80)
 @given(data=st.data())
 def test_replies(name: str, data: st.DataObject) -> None:
     answer = data.draw(_mutants("reply", name) | _json.map(_encode) | st.binary(max_size=40))
@@ -123,7 +124,7 @@ def _streams(draw: st.DrawFn, name: str) -> bytes:
 
 
 @conversations
-@settings(max_examples=80)
+@examples(80)
 @given(data=st.data())
 def test_streams(name: str, data: st.DataObject) -> None:
     stream = data.draw(_streams(name))
@@ -149,7 +150,7 @@ def _meter(name: str, data: bytes, *, stream: bool) -> None:
 
 
 @dialects
-@settings(max_examples=60)
+@examples(60)
 @given(status=st.integers(400, 599), data=st.binary(max_size=60) | _json.map(_encode))
 def test_errors(name: str, status: int, data: bytes) -> None:
     fault = DIALECTS[name].read_error(status, data)

@@ -11,6 +11,7 @@ from sidecar.dialects import CONVERSATIONS, DIALECTS
 from sidecar.dialects.neutral import Delta, Fault, Finish
 from sidecar.wire import sse
 from tests.dialects.golden import OTHER, TRANSCRIPTS, check
+from tests.dialects.patience import examples
 
 RECORDED = [path for path in sorted(TRANSCRIPTS.glob("*.sse")) if "." not in path.stem]
 BROKEN = {"chat_openrouter_error", "chat_vllm_error", "chat_cut", "messages_error", "messages_cut"}
@@ -41,6 +42,7 @@ def test_byte_by_byte(path: Path) -> None:
     assert sum(isinstance(delta, Fault | Finish) for delta in whole) == 1
 
 
+@examples(100)
 @given(data=st.data())
 def test_random_cuts(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([path for path in RECORDED if path.stem != "chat_mistral"]))  # which lacks an id
