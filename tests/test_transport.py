@@ -336,13 +336,24 @@ def test_a_process_that_was_forked_has_a_thread_of_its_own() -> None:
 
 
 def test_closing_ends_what_other_threads_wait_for() -> None:
-    def use(headers: dict[str, str]) -> str:
+    begun = threading.Event()
+
+    def wait() -> str:
         with httpx2.Client(transport=Lent(transport), timeout=10) as client:
-            return client.post(URL, json=STREAM, headers=headers).text
+            return client.post(URL, json=STREAM, headers=SILENT).text
+
+    def read() -> str:
+        with httpx2.Client(transport=Lent(transport), timeout=10) as client:
+            with client.stream("POST", URL, json=STREAM, headers=MIDWAY) as answer:
+                pieces = answer.iter_text()
+                first = next(pieces)
+                begun.set()
+                return first + "".join(pieces)
 
     with simulated() as (simulator, transport), ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(use, SILENT), threads.submit(use, MIDWAY)]
-        until(lambda: len(simulator.requests) == 2 and any(seen.answered_at for seen in simulator.requests))
+        calls = [threads.submit(wait), threads.submit(read)]
+        assert begun.wait(5)
+        until(lambda: len(simulator.requests) == 2)
         began = now()
         transport.close()
         silent, midway = [call.result(timeout=5) for call in calls]
