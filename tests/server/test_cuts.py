@@ -60,7 +60,7 @@ async def exchange(segments: Sequence[bytes]) -> tuple[list[tuple[str, bytes, by
 
 
 @pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(sequence=st.lists(requests(), min_size=1, max_size=4), data=st.data())
 def test_any_cut_gives_the_same(factory: object, sequence: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(sequence) + LAST

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 
 from sidecar.types import Receive, Scope, Send
 from tests.faults.peer import READ_ON, STOP_READING, Drip, Expect, Left, RawClient, Step
@@ -12,6 +13,12 @@ from tests.server.apps import GET, HEAD_200, Echo, Ground, answer, body_of, get,
 
 HALF = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
 SLACK = 0.25  # of a busy machine
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """One loop, the one that serves: these tests are waiting, and the clock of the other is the same."""
+    return "asyncio", {"loop_factory": uvloop.new_event_loop}
 
 
 async def closes(client: RawClient, seconds: float, *, since: float) -> bytes:

@@ -119,7 +119,7 @@ async def test_a_client_of_tls_that_leaves(authority: trustme.CA, certificate: d
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01"])
 async def test_who_does_not_speak_tls_is_closed(certificate: dict[str, str], said: bytes) -> None:
     app = Echo()
-    async with serving(app, **certificate, header_seconds=0.3) as ground, ground.client() as client:
+    async with serving(app, **certificate, header_seconds=0.15) as ground, ground.client() as client:
         await client.run(said)
         assert b"HTTP" not in await client.rest()
         assert client.closed_at - client.opened_at < 0.8

@@ -235,7 +235,7 @@ def test_what_is_not_plain_is_refused(data: bytes, status: int) -> None:
 @pytest.mark.parametrize(("data", "status"), PLAIN)
 def test_it_is_refused_whatever_the_cuts_before_anything_behind_it_is_told(data: bytes, status: int) -> None:
     whole = data + FOLLOWER
-    step = 1 + len(whole) // 200
+    step = 1 + len(whole) // 100
     for at in range(1, len(whole), step):
         assert refused([whole[:at], whole[at:]]).status >= 400
     heads: list[object] = []
