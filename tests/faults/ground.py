@@ -47,12 +47,12 @@ def sockets() -> set[str]:
 
 
 @asynccontextmanager
-async def nothing_left() -> AsyncIterator[None]:
-    """After the block there are no more tasks and sockets than before (within a second: closing takes a few rounds)."""
+async def nothing_left(seconds: float = 1.0) -> AsyncIterator[None]:
+    """After the block there are no more tasks and sockets than before (closing takes a few rounds)."""
     tasks = asyncio.all_tasks()
     before = sockets()
     yield
-    deadline = asyncio.get_running_loop().time() + 1.0
+    deadline = asyncio.get_running_loop().time() + seconds
     while True:
         left = [*(asyncio.all_tasks() - tasks), *(sockets() - before)]
         if not left:

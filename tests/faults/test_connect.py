@@ -45,7 +45,7 @@ async def test_nobody_listens(way: Way, stream: bool) -> None:
         assert (await stand.recorded())[0]["attempts"] == 1
 
 
-@EVERY_WAY
+@pytest.mark.parametrize("way", [WAYS["chat"], WAYS["chat from messages"]])
 async def test_a_black_hole(way: Way) -> None:
     async with black_hole() as port:
         async with behind(port, timeouts=Timeouts(connect_seconds=0.3)) as stand:

@@ -116,7 +116,7 @@ async def test_the_ground_is_as_it_says() -> None:
 
 async def test_what_is_left_behind_is_told() -> None:
     async def leaks() -> None:
-        async with nothing_left():
+        async with nothing_left(0.05):
             tasks.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
 
     tasks: list[asyncio.Task[bool]] = []

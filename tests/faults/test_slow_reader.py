@@ -41,7 +41,7 @@ async def test_a_provider_is_held_while_its_client_does_not_read(way: Way) -> No
             wire, taken = stand.peer.connections[0], -1
             while wire.accepted != taken:
                 taken = wire.accepted
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
             assert 0 < taken <= 4 * MIB
             assert resident() - before <= 8 * MIB
             assert (await stand.ask(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")).status == 200
@@ -57,7 +57,7 @@ async def test_a_long_whole_answer_is_held_too(kind: bytes) -> None:
             wire, taken = stand.peer.connections[0], -1
             while wire.accepted != taken:
                 taken = wire.accepted
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
             assert 0 < taken <= 4 * MIB
             assert resident() - before <= 8 * MIB
 
@@ -80,7 +80,7 @@ async def test_a_client_that_reads_on_gets_every_byte_in_order() -> None:
 async def test_who_never_reads_is_left_and_the_provider_with_him(way: Way) -> None:
     flood = _tokens(way)
     async with standing(
-        [REQUEST, way.stream(2), Flood(flood, 3200), GONE], settings={"send_stall_seconds": 0.3}
+        [REQUEST, way.stream(2), Flood(flood, 3200), GONE], settings={"send_stall_seconds": 0.15}
     ) as stand:
         async with stand.client(receive_buffer=65536) as client:
             loop = asyncio.get_running_loop()
@@ -88,7 +88,7 @@ async def test_who_never_reads_is_left_and_the_provider_with_him(way: Way) -> No
             await client.run(ask(way), STOP_READING)
             async with asyncio.timeout(2):
                 await stand.peer.left()
-            assert loop.time() - began >= 0.3
+            assert loop.time() - began >= 0.15
             await comes_true(stand.idle, "idle")
             assert (await stand.recorded())[0]["status"] == 499
             assert any(line.get("event") == "stalled" for line in stand.lines())

@@ -28,14 +28,14 @@ def _told(reply: Reply, way: Way, code: str) -> None:
 
 @EVERY_WAY
 async def test_silence_between_tokens(way: Way) -> None:
-    async with standing([REQUEST, way.stream(3), GONE], timeouts={"idle_seconds": 0.3}) as stand:
+    async with standing([REQUEST, way.stream(3), GONE], timeouts={"idle_seconds": 0.2}) as stand:
         async with stand.client() as client:
             client.write(ask(way, b"connection: close"))
             await client.take_until("tw\u00f6".encode())
             loop = asyncio.get_running_loop()
             began = loop.time()
             data = bytes(client.received[: client.taken]) + await client.rest()
-            assert 0.27 <= loop.time() - began <= 0.43
+            assert 0.18 <= loop.time() - began <= 0.37
             _told(read(data), way, "provider_timeout")
         await stand.peer.left()
         assert len(stand.peer.requests) == 1
@@ -46,13 +46,13 @@ async def test_silence_between_tokens(way: Way) -> None:
 async def test_a_stream_without_end(way: Way) -> None:
     token = chunk(way.theirs.events[1])
     script: Script = [REQUEST, way.stream(2), Drip(token, 0.02, 1000)]
-    async with standing(script, timeouts={"total_seconds": 0.3, "idle_seconds": 0.1}) as stand:
+    async with standing(script, timeouts={"total_seconds": 0.2, "idle_seconds": 0.1}) as stand:
         loop = asyncio.get_running_loop()
         began = loop.time()
         reply = await stand.ask(ask(way))
-        assert 0.27 <= loop.time() - began <= 0.43
+        assert 0.18 <= loop.time() - began <= 0.37
         _told(reply, way, "provider_timeout")
-        assert reply.body.count(b"one") >= 5
+        assert reply.body.count(b"one") >= 3
         await stand.peer.left()
 
 
