@@ -178,6 +178,7 @@ class StreamWriter:
         self._include_usage = include_usage
         self._head: dict[str, Any] = {}
         self._thinking: list[str] = []
+        self._blocks = 0  # of thinking, written
         self._usage: Usage | None = None
 
     def write(self, deltas: list[Delta]) -> bytes:
@@ -199,9 +200,9 @@ class StreamWriter:
         if isinstance(delta, SignatureDelta):
             block = Thinking("".join(self._thinking), delta.signature)
             self._thinking.clear()
-            return self._chunk({"thinking_blocks": [write_block(block)]}) if delta.signature else b""
+            return self._block(block) if delta.signature else b""
         if isinstance(delta, RedactedDelta):
-            return self._chunk({"thinking_blocks": [write_block(Redacted(delta.data))]})
+            return self._block(Redacted(delta.data))
         if isinstance(delta, Begin):
             return self._begin(delta)
         if isinstance(delta, Finish):
@@ -229,6 +230,11 @@ class StreamWriter:
         if self._include_usage and usage is not None:
             out += sse.write(body.encode({**self._head, "choices": [], "usage": write_usage(usage)}))
         return out + sse.write(b"[DONE]")
+
+    def _block(self, block: Thinking | Redacted) -> bytes:
+        """Whole, with its place: OpenAI's SDK joins lists by `index`, and fails on a second entry without one."""
+        self._blocks += 1
+        return self._chunk({"thinking_blocks": [{"index": self._blocks - 1, **write_block(block)}]})
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

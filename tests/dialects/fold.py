@@ -37,7 +37,10 @@ def _chat_delta(delta: Folded, message: Folded, calls: dict[int, Folded]) -> Non
         if name == "role":
             message["role"] = value
         elif name == "thinking_blocks":
-            message.setdefault(name, []).extend(value)
+            blocks = message.setdefault(name, [])
+            for block in value:
+                assert block.pop("index") == len(blocks)
+                blocks.append(block)
         elif name == "tool_calls":
             for call in value:
                 known = calls.setdefault(call["index"], {"id": call.get("id"), "name": "", "arguments": ""})
