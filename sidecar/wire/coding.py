@@ -14,6 +14,7 @@ MAX_RATIO: Final = 100
 MAX_BYTES: Final = 64 * 1024 * 1024
 _SLACK: Final = 1024 * 1024  # a ratio says nothing about a few bytes
 _GZIP: Final = (b"gzip", b"x-gzip")
+_NONE: Final = (b"identity", b"")  # which no server should say, and some do
 _MOST_MEMBERS: Final = 1000
 _SLICE_BYTES: Final = 16 * 1024  # what follows a member is copied for the next: small slices keep the work linear
 _DAMAGED: Final = "an answer with a damaged content coding"
@@ -26,17 +27,20 @@ class Inflate:
     `finish()` at the end of the body tells a cut one from a whole one.
     """
 
-    __slots__ = ("_gzip", "_in", "_machine", "_members", "_out")
+    __slots__ = ("_gzip", "_in", "_machine", "_members", "_out", "_plain")
 
     def __init__(self, coding: bytes) -> None:
         name = coding.strip().lower()
-        if name not in (*_GZIP, b"deflate"):
+        if name not in (*_GZIP, *_NONE, b"deflate"):
             raise UpstreamProtocol("an answer in a content coding that was not asked for")
         self._gzip = name in _GZIP
+        self._plain = name in _NONE
         self._machine: _Decompress | None = None  # of the member under way
         self._in = self._out = self._members = 0
 
     def feed(self, data: bytes) -> bytes:
+        if self._plain:
+            return data
         pieces: list[bytes] = []
         for at in range(0, len(data), _SLICE_BYTES):
             rest = data[at : at + _SLICE_BYTES]
