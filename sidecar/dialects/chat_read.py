@@ -54,8 +54,9 @@ _REFUSED: Final = {
 _KNOWN: Final = frozenset(_DROPPED).union(
     ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "stop", "stream"),
     ("stream_options", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "response_format", "n"),
-    ("user", "safety_identifier", "service_tier", "logprobs", "reasoning", *_REFUSED),
+    ("user", "safety_identifier", "service_tier", "logprobs", "reasoning", "thinking", *_REFUSED),
 )
+_EFFORTS: Final = {"disabled": "none", "enabled": "high", "adaptive": "high"}  # where thinking is only turned on or off
 _MODES: Final = {"auto": Choice("auto"), "none": Choice("none"), "required": Choice("any"), "any": Choice("any")}
 
 
@@ -133,9 +134,12 @@ class _Format(msgspec.Struct):
 
 
 class _Reasoning(msgspec.Struct):
-    """OpenRouter's `reasoning`."""
+    """OpenRouter's `reasoning`, and the `thinking` of DeepSeek, Z.ai and Anthropic's own compatible endpoint."""
 
     effort: str | None = None
+    max_tokens: int | None = None
+    type: str | None = None
+    budget_tokens: int | None = None
 
 
 def read_request(members: Envelope) -> Ask:
@@ -162,6 +166,7 @@ def read_request(members: Envelope) -> Ask:
     for index, message in enumerate(body.view(given["messages"], list[_Message], "messages")):
         _read_message(message, index, ask)
     _read_tools(given, ask)
+    _read_reasoning(given, ask)
     _read_options(given, ask)
     return ask
 
@@ -299,10 +304,6 @@ def _read_options(given: Envelope, ask: Ask) -> None:
     if "stop" in given:
         stop = body.view(given["stop"], str | list[str], "stop")
         ask.stop = [stop] if isinstance(stop, str) else stop
-    if "reasoning_effort" in given:
-        ask.effort = body.view(given["reasoning_effort"], str, "reasoning_effort")
-    elif "reasoning" in given:
-        ask.effort = body.view(given["reasoning"], _Reasoning, "reasoning").effort
     for name in ("user", "safety_identifier"):  # the latter is the former's successor
         if name in given:
             ask.user = body.view(given[name], str, name)
@@ -310,6 +311,18 @@ def _read_options(given: Envelope, ask: Ask) -> None:
         ask.service_tier = body.view(given["service_tier"], str, "service_tier")
     if "response_format" in given:
         ask.format = _read_format(given["response_format"])
+
+
+def _read_reasoning(given: Envelope, ask: Ask) -> None:
+    """How much to think, in the first of the words for it that was used."""
+    if "reasoning_effort" in given:
+        ask.effort = body.view(given["reasoning_effort"], str, "reasoning_effort")
+        return
+    for name in ("reasoning", "thinking"):
+        if name in given and ask.effort is None:
+            asked = body.view(given[name], _Reasoning, name)
+            ask.budget = asked.budget_tokens or asked.max_tokens
+            ask.effort = asked.effort or (_EFFORTS.get(asked.type or "") if ask.budget is None else None)
 
 
 def _read_format(raw: msgspec.Raw) -> Format | None:

@@ -25,6 +25,7 @@ from sidecar.dialects.neutral import (
     ToolUse,
     Turn,
     Written,
+    effort_of,
     written,
 )
 from sidecar.errors import Unsupported
@@ -60,7 +61,7 @@ def write_request(ask: Ask, model: str) -> Written:
         members["max_completion_tokens" if reasoning else "max_tokens"] = ask.max_tokens
     _write_sampling(ask, model, members, dropped, reasoning=reasoning)
     _write_tools(ask, members)
-    effort = ask.effort or _effort(ask.budget)
+    effort = ask.effort or effort_of(ask.budget)
     if effort is not None and _takes_effort(model, effort):
         members["reasoning_effort"] = effort
     elif effort is not None:
@@ -80,12 +81,6 @@ def write_request(ask: Ask, model: str) -> Written:
 def _is(model: str, patterns: tuple[str, ...]) -> bool:
     name = model.rpartition("/")[2].lower()
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _effort(budget: int | None) -> str | None:
-    if budget is None:
-        return None
-    return "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
 
 
 def _takes_effort(model: str, effort: str) -> bool:

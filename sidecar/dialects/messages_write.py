@@ -26,6 +26,7 @@ from sidecar.dialects.neutral import (
     ToolUse,
     Turn,
     Written,
+    effort_of,
     written,
 )
 from sidecar.errors import BodyInvalid, Unsupported
@@ -33,6 +34,7 @@ from sidecar.types import Envelope
 from sidecar.wire import body
 
 _BUDGETS: Final = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 8192}
+_LEAST_BUDGET: Final = 1024
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 _TIERS: Final = {"auto": "auto", "default": "standard_only"}
 _IMAGES: Final = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -95,6 +97,8 @@ def _write_turns(turns: list[Turn]) -> list[dict[str, Any]]:
             messages.append({"role": turn.role, "content": blocks})
     if not messages:
         raise BodyInvalid("no message has any content that the provider's API takes", param="messages")
+    if messages[0]["role"] == "assistant":  # the API wants the user to begin, with whatever little
+        messages.insert(0, {"role": "user", "content": [{"type": "text", "text": "."}]})
     if calls := _calls(messages[-1]):  # a history that ends in calls: their answers are missing, as below
         messages.append({"role": "user", "content": [_no_result(call) for call in calls]})
     before: dict[str, Any] = {"role": "user", "content": []}
@@ -245,7 +249,7 @@ def _schema(schema: msgspec.Raw | None) -> Any:
 
 def _write_thinking(ask: Ask, model: str, members: dict[str, Any], dropped: list[str]) -> bool:
     """Whether the model is asked to think. Newer ones decide how long, older ones are given a budget."""
-    effort = ask.effort
+    effort = ask.effort or effort_of(ask.budget)
     if effort is None:
         return False
     if models.adaptive(model):
@@ -256,7 +260,7 @@ def _write_thinking(ask: Ask, model: str, members: dict[str, Any], dropped: list
     if forced or not _may_think(members["messages"]):
         dropped.append("reasoning_effort")
         return False
-    budget = _BUDGETS.get(effort, _BUDGETS["medium"])
+    budget = max(ask.budget or 0, _LEAST_BUDGET) if ask.effort is None else _BUDGETS.get(effort, _BUDGETS["medium"])
     members["thinking"] = {"type": "enabled", "budget_tokens": budget}
     if members["max_tokens"] <= budget:
         members["max_tokens"] += budget

@@ -137,6 +137,13 @@ class Written(msgspec.Struct):
     dropped: tuple[str, ...] = ()
 
 
+def effort_of(budget: int | None) -> str | None:
+    """The effort that a budget of thinking stands for, where there are no budgets."""
+    if budget is None:
+        return None
+    return "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
+
+
 def written(members: dict[str, Any], ask: Ask, dropped: list[str]) -> Written:
     """A request out of what a dialect says itself and what it only passes on, which never speaks over it."""
     own = {name: body.raw(value) for name, value in members.items()}

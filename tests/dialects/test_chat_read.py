@@ -88,6 +88,23 @@ def test_members_of_other_providers_are_no_unknown_ones() -> None:
     assert _read(reasoning={"max_tokens": 5}, reasoning_effort="high").effort == "high"
 
 
+@pytest.mark.parametrize(
+    ("members", "effort", "budget"),
+    [
+        ({"reasoning_effort": "low", "thinking": {"type": "disabled"}}, "low", None),
+        ({"reasoning": {"max_tokens": 5}}, None, 5),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, None, 2000),
+        ({"thinking": {"type": "enabled"}}, "high", None),
+        ({"thinking": {"type": "disabled"}}, "none", None),
+        ({"thinking": {"clear_thinking": True}}, None, None),
+    ],
+)
+def test_reasoning(members: dict[str, Any], effort: str | None, budget: int | None) -> None:
+    ask = _read(**members)
+    assert (ask.effort, ask.budget) == (effort, budget)
+    assert ask.extra == {}
+
+
 def test_numbers_keep_their_spelling() -> None:
     data = b'{"model":"m","messages":[],"temperature":0.70,"top_p":1e0,"top_k":5,"max_tokens":null}'
     ask = read_request(body.envelope(data))

@@ -133,6 +133,20 @@ def test_thinking(model: str, effort: str | None, thinking: dict[str, Any] | Non
     assert members.get("output_config", {}).get("effort") == output
 
 
+def test_budgets_of_the_caller() -> None:
+    assert _write("claude-haiku-4-5", budget=3000)[0]["thinking"] == {"type": "enabled", "budget_tokens": 3000}
+    assert _write("claude-haiku-4-5", budget=5)[0]["thinking"] == {"type": "enabled", "budget_tokens": 1024}
+    assert _write("claude-opus-4-7", budget=3000)[0]["output_config"] == {"effort": "medium"}
+
+
+def test_the_user_begins() -> None:
+    assert _turns(Turn("assistant", [Text("Hi")]), HELLO) == [
+        ("user", ["."]),
+        ("assistant", ["Hi"]),
+        ("user", ["hello"]),
+    ]
+
+
 def test_thinking_that_would_be_refused() -> None:
     tools = [Tool("f")]
     members, dropped = _write("claude-haiku-4-5", effort="low", tools=tools, choice=Choice("any"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sidecar.dialects.neutral import NOTHING, Ask, sent, written
+from sidecar.dialects.neutral import NOTHING, Ask, effort_of, sent, written
 
 
 def test_sent_tells_what_was_not_sent() -> None:
@@ -12,6 +12,10 @@ def test_sent_tells_what_was_not_sent() -> None:
     assert sent(msgspec.Raw(b"null")) is None
     raw = msgspec.Raw(b"false")
     assert sent(raw) is raw
+
+
+def test_efforts_of_budgets() -> None:
+    assert [effort_of(budget) for budget in (None, 1024, 8192, 8193)] == [None, "low", "medium", "high"]
 
 
 def test_what_passes_never_speaks_over_what_is_said() -> None:

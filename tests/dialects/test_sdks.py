@@ -50,12 +50,12 @@ class Sdks:
         if not stream:
             return dict(self.openai.chat.completions.create(**ask).model_dump())
         with self.openai.chat.completions.stream(**ask) as events:
+            completion: Any
             try:
                 completion = events.get_final_completion()
             except (openai.LengthFinishReasonError, openai.ContentFilterFinishReasonError) as unparsed:
-                assert unparsed.completion is not None
-                return dict(unparsed.completion.model_dump())
-            return completion.model_dump()
+                completion = unparsed.completion
+            return dict(completion.model_dump())
 
 
 @pytest.fixture
