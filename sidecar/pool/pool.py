@@ -13,6 +13,7 @@ from sidecar.pool.connection import Answer, Connection, Phase, Stale
 from sidecar.pool.dial import Dialer
 from sidecar.types import Deadline, Origin, Outbound, PoolLimits
 
+_SWEEP_SLACK: Final = 0.01  # so that those of the same moment go together
 _AGE_JITTER: Final = 0.1  # so that connections dialed together do not retire together
 
 
@@ -117,9 +118,11 @@ class Bulkhead:
     # -- shrinking
 
     def _watch(self) -> None:
+        """Come back when the longest idle will have been so for the keep-alive time."""
         if self._sweep is None:
             loop = self._pool.loop
-            self._sweep = loop.call_later(self.limits.keepalive_seconds, self._shrink)
+            due = next(iter(self.idle)).idle_since + self.limits.keepalive_seconds
+            self._sweep = loop.call_later(max(due - loop.time(), 0.0) + _SWEEP_SLACK, self._shrink)
 
     def _shrink(self) -> None:
         """Close what nobody needed for the keep-alive time; what is left is what demand keeps warm."""

@@ -213,7 +213,7 @@ async def test_a_coded_stream_that_is_cut_is_cut_for_the_client_too() -> None:
     coded = gzip.compress(b"".join(CHAT.theirs.events))
     async with standing([REQUEST, head(b"content-encoding: gzip") + chunk(coded[:150]), CLOSE]) as stand:
         reply = await stand.ask(ask(CHAT, b"accept-encoding: gzip", **_usage(CHAT)))
-        assert not reply.ended or coded.startswith(reply.body)
+        assert not reply.ended
 
 
 @pytest.mark.xfail(strict=True, reason="the type of the answer is compared with its case")

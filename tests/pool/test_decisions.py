@@ -85,7 +85,7 @@ def test_the_size_follows_demand_on_a_fake_clock() -> None:
             bulkhead.freed(connection)
         sizes.append(len(bulkhead.idle))
         loop.pass_time(20)
-    assert sizes == [1, 10, 50, 50, 10, 10, 1]
+    assert sizes == [1, 10, 50, 50, 10, 1, 1]
 
 
 class Walk:

@@ -261,6 +261,19 @@ async def test_idle_connections_are_closed_after_the_keep_alive_time() -> None:
         assert [wire.how for wire in peer.connections] == ["fin"] * 3
 
 
+async def test_each_is_closed_at_its_own_time_and_not_at_the_next_round() -> None:
+    async with pooled(ANSWERS) as (pool, peer):
+        limits = PoolLimits(keepalive_seconds=0.2)
+        loop = asyncio.get_running_loop()
+        first, second = [await pool.send(ask(peer), within(), limits) for _ in range(2)]
+        await whole(first)
+        await asyncio.sleep(0.05)
+        began = loop.time()
+        await whole(second)
+        await peer.left(2)
+        assert 0.19 <= loop.time() - began <= 0.32
+
+
 async def test_what_demand_keeps_warm_stays_and_the_rest_is_closed() -> None:
     async with pooled(ANSWERS) as (pool, peer):
         limits = PoolLimits(keepalive_seconds=0.2)
