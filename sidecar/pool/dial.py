@@ -104,8 +104,8 @@ class Dialer:
         if len(addresses) == 1:
             sock = await _open(addresses[0], port)
         else:
-            sock = await _race(addresses, port)
-            self._resolver.prefer(host, sock.getpeername()[0])
+            sock, address = await _race(addresses, port)
+            self._resolver.prefer(host, address)
         try:
             _, connection = await loop.create_connection(  # on failure, the transport closes the socket
                 make,
@@ -194,24 +194,25 @@ async def _open(address: Address, port: int) -> socket.socket:
     return sock
 
 
-async def _race(addresses: list[Address], port: int) -> socket.socket:
-    """The first connection of several addresses: one after another, each once those before failed or kept quiet."""
+async def _race(addresses: list[Address], port: int) -> tuple[socket.socket, Address]:
+    """The first connection of several addresses: each is tried once those before it failed or kept quiet."""
     loop = asyncio.get_running_loop()
     left = addresses[::-1]
-    running: set[asyncio.Task[socket.socket]] = set()
+    running: dict[asyncio.Task[socket.socket], Address] = {}
     failure: OSError | None = None
     try:
         while left or running:
             if left:
-                running.add(loop.create_task(_open(left.pop(), port)))
-            done, running = await asyncio.wait(
+                address = left.pop()
+                running[loop.create_task(_open(address, port))] = address
+            done, _ = await asyncio.wait(
                 running, timeout=STAGGER_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
+                address = running.pop(task)
                 error = task.exception()
                 if error is None:
-                    running |= done - {task}
-                    return task.result()
+                    return task.result(), address
                 if not isinstance(error, OSError):
                     raise error
                 failure = error

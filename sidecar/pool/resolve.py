@@ -63,10 +63,10 @@ class Resolver:
             return _addresses(host, fresh)
         raise ConnectFailed(f"the name {host} was not resolved within {TIMEOUT_SECONDS:g} s")
 
-    def prefer(self, host: str, address: str) -> None:
+    def prefer(self, host: str, address: Address) -> None:
         """This address answered: until the name is looked up again, it is the first to be tried."""
         if (entry := self._known.get(host)) is not None:
-            entry.addresses = sorted(entry.addresses, key=lambda each: each[1] != address)
+            entry.addresses = sorted(entry.addresses, key=lambda each: each != address)
 
     async def _look_up(self, host: str, loop: asyncio.AbstractEventLoop) -> None:
         """Until a thread has asked for the name: one that does already, or ours, once there is one to have."""

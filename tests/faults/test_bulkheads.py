@@ -108,3 +108,22 @@ async def test_over_a_limit_it_is_said_at_once(way: str, code: str) -> None:
         release.set()
         assert (await held).status == 200
         assert len(stand.peer.requests) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the wait in a queue knows nothing of the client's own deadline")
+async def test_a_queue_is_left_at_the_clients_own_deadline() -> None:
+    release = asyncio.Event()
+    script: Script = [REQUEST, Pause(release), CHAT.whole()]
+    options = {"limits": Limits(concurrency=1)}
+    slow = Queue(wait_seconds=0.6)
+    async with standing(script, options=options, queue=slow) as stand, asyncio.TaskGroup() as tasks:
+        held = tasks.create_task(stand.ask(ask(CHAT, stream=False)))
+        await stand.peer.requested()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        reply = await stand.ask(ask(CHAT, b"x-sidecar-timeout-ms: 100", stream=False))
+        took = loop.time() - began
+        release.set()
+        assert (await held).status == 200
+        assert reply.status in (429, 503, 504)
+        assert took < 0.3

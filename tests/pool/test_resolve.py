@@ -217,8 +217,8 @@ async def test_an_answer_after_the_loop_has_closed_is_nobodys(names: Names) -> N
 async def test_an_address_that_answered_is_first_until_the_next_look_up(names: Names, later: Any) -> None:
     resolver = Resolver()
     before = await resolver.resolve("a.test")
-    resolver.prefer("a.test", "2001:db8::1")
-    resolver.prefer("b.test", "2001:db8::1")  # of which nothing is known
+    resolver.prefer("a.test", FOUND[1])
+    resolver.prefer("b.test", FOUND[1])  # of which nothing is known
     assert await resolver.resolve("a.test") == FOUND[::-1]
     assert before == FOUND  # who tries these is not disturbed
     later(resolver, TTL_SECONDS)
