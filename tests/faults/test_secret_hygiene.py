@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import copy
 import hashlib
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-import orjson
 import pytest
 
 import sidecar
 from sidecar.config import Caller, Key, effective, examine
-from sidecar.secret import Secret
 from tests.faults.ground import closed_port
 from tests.faults.peer import CLOSE, REQUEST
 from tests.faults.stand import KEY, Stand, ask, post, provider, standing
@@ -133,26 +128,6 @@ async def test_without_a_key_not_a_byte_of_the_body_is_read() -> None:
 # -- of the code and its objects
 
 
-def test_a_secret_leaves_by_no_way() -> None:
-    secret = Secret("canary")
-    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", "%s" % secret, repr([secret])):  # noqa: UP031
-        assert "canary" not in shown
-    for way in (
-        pickle.dumps,
-        copy.copy,
-        copy.deepcopy,
-        msgspec.json.encode,
-        msgspec.msgpack.encode,
-        orjson.dumps,
-        hash,
-    ):
-        with pytest.raises(TypeError) as caught:
-            way(secret)
-        assert "canary" not in str(caught.value)
-    with pytest.raises(TypeError):
-        _ = secret == Secret("canary")
-
-
 def test_the_configuration_shows_stars(tmp_path: Path) -> None:
     file = tmp_path / "sidecar.toml"
     file.write_text('[providers.openai]\napi_key = "canary"\n[callers.web]\nkey = "canary2"\n')
@@ -165,16 +140,6 @@ def _modules() -> Iterator[tuple[Path, ast.Module]]:
     assert sidecar.__file__
     for path in Path(sidecar.__file__).parent.rglob("*.py"):
         yield path, ast.parse(path.read_text())
-
-
-def test_a_secret_is_revealed_in_one_place() -> None:
-    calls = [
-        path.name
-        for path, tree in _modules()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reveal"
-    ]
-    assert calls == ["connection.py"]
 
 
 def test_no_secret_is_compared_with_equals() -> None:
