@@ -80,7 +80,14 @@ async def told(port: int, segments: Sequence[bytes], *, before: int) -> list[byt
         except TimeoutError:
             pass
         got = bytes(client.received[client.taken :])
-    return [_VARIES.sub(b"", each) for each in got.split(b"HTTP/1.1 ")[1:]]
+    return [_in_order(_VARIES.sub(b"", each)) for each in got.split(b"HTTP/1.1 ")[1:]]
+
+
+def _in_order(message: bytes) -> bytes:
+    """In what order the headers of different names come means nothing (RFC 9110 5.3)."""
+    head, _, data = message.partition(b"\r\n\r\n")
+    line, *lines = head.split(b"\r\n")
+    return b"\r\n".join([line, *sorted(lines), b"", data])
 
 
 ONE = ask(body(7))
