@@ -1,19 +1,20 @@
-"""Answers as the client is to see them: the head of a relayed one, and errors in the words of the dialect that was called."""
+"""Answers as the client sees them: our lines of a relayed head, and errors in the words of the dialect it called."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from sidecar.dialects.neutral import Dialect, Fault
 from sidecar.errors import SidecarError
-from sidecar.types import Headers, Record
+from sidecar.types import Headers, Record, Target
 
 JSON: Final = (b"content-type", b"application/json")
 PRIVATE: Final = (b"cache-control", b"private, no-store")  # what was made for one key is nobody else's
 EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 SPENT: Final = (b"x-should-retry", b"false")  # our tries are spent; the SDKs' own would multiply them
-_CACHE_OFF: Final = (b"x-sidecar-cache", b"off")
+_OURS: Final = b"cache-control: private, no-store\r\nx-sidecar-cache: off\r\n"  # of an answer that no target made
 _PROVIDER_CODES: Final = {
     401: "provider_key_rejected",
     402: "provider_quota_exhausted",
@@ -29,23 +30,24 @@ def provider_code(status: int) -> str:
     return _PROVIDER_CODES.get(status) or ("provider_rejected_request" if status < 500 else "provider_failed")
 
 
-def head(record: Record, headers: Headers) -> Headers:
-    """The provider's headers with ours: who answered, at which try, and what the sidecar itself cost."""
-    names = [name for name, _ in headers]
-    ours: Headers = [
-        *headers,
-        PRIVATE,
-        (b"x-sidecar-provider", record.provider.encode("latin-1", "replace")),
-        (b"x-sidecar-model", record.model.encode("latin-1", "replace")),
-        (b"x-sidecar-attempts", b"%d" % record.attempts),
-        _CACHE_OFF,
-        (b"x-sidecar-overhead-us", b"%d" % record.overhead_us),
-    ]
-    if b"x-request-id" not in names:
-        ours.append((b"x-request-id", record.request_id.encode()))
-    if b"request-id" not in names:
-        ours.append((b"request-id", record.request_id.encode()))
-    return ours
+def lines(record: Record, target: Target | None, index: Mapping[bytes, bytes]) -> bytes:
+    """Our header lines of an answer: who answered, at which try, and what the sidecar itself cost.
+
+    `index`: the provider's headers by name. Its request id stays, and is sent by both names that SDKs look for.
+    """
+    theirs = index.get(b"x-request-id")
+    if theirs is None:
+        theirs = index.get(b"request-id")
+        request_id = record.request_id.encode() if theirs is None else theirs
+        ids = b"x-request-id: %b\r\n" % request_id
+        if theirs is None:
+            ids += b"request-id: %b\r\n" % request_id
+    else:
+        ids = b"" if b"request-id" in index else b"request-id: %b\r\n" % theirs
+    numbers = (record.attempts, record.overhead_us, ids)
+    return (
+        target.stamp if target is not None else _OURS
+    ) + b"x-sidecar-attempts: %d\r\nx-sidecar-overhead-us: %d\r\n%b" % numbers
 
 
 def without(headers: Headers, *names: bytes) -> Headers:
@@ -58,7 +60,6 @@ def refusal(error: SidecarError, dialect: Dialect, record: Record) -> tuple[Head
     headers: Headers = [
         JSON,
         PRIVATE,
-        (b"content-length", b"%d" % len(data)),
         (b"x-sidecar-error", error.code.encode()),
         (b"x-request-id", record.request_id.encode()),
         (b"request-id", record.request_id.encode()),
@@ -76,7 +77,7 @@ def refusal(error: SidecarError, dialect: Dialect, record: Record) -> tuple[Head
 
 
 def retry_after(seconds: float) -> Headers:
-    """Both spellings: whole seconds, rounded up, as RFC 9110 10.2.3 has it, and the exact milliseconds the SDKs prefer."""
+    """Both spellings: whole seconds, rounded up (RFC 9110 10.2.3), and the exact milliseconds that the SDKs prefer."""
     milliseconds = max(1, math.ceil(round(seconds * 1000, 3)))
     return [(b"retry-after", b"%d" % math.ceil(milliseconds / 1000)), (b"retry-after-ms", b"%d" % milliseconds)]
 

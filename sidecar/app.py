@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar import answer, browser, config as configuration, exchange, routing
+from sidecar.asgi import AsgiClient
 from sidecar.config import Config
 from sidecar.dialects import DIALECTS
 from sidecar.errors import MethodNotAllowed, SidecarError, UnknownModel, UnknownPath
@@ -22,8 +23,8 @@ from sidecar.ledger import Ledger
 from sidecar.limits import Limits
 from sidecar.log import LogWriter
 from sidecar.pool import Pool
-from sidecar.request import identify
-from sidecar.types import Caller, Endpoint, Headers, Receive, Record, Scope, Send
+from sidecar.request import ANONYMOUS, Asker, identify
+from sidecar.types import Caller, Client, Endpoint, Headers, Receive, Record, Scope, Send
 from sidecar.wire import body, headers as rules
 
 _ROWS: Final = (
@@ -38,9 +39,18 @@ _OPENAI: Final = ("chat", "completions", "embeddings")
 ENDPOINTS.update(  # OpenAI's are served without /v1 too: both are in use as a base URL
     {path.removeprefix("/v1"): Endpoint(path=path, dialect=dialect) for path, dialect in _ROWS if dialect in _OPENAI}
 )
+_DIRECT: Final = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 _AZURE: Final = "/openai/deployments/"  # and as Azure has them, the model in the path
 _AZURE_ROWS: Final = tuple(ENDPOINTS[path] for path, dialect in _ROWS if dialect in _OPENAI)  # the longest suffix first
 _POST: Final = (b"allow", b"POST")
+
+
+class Cycle(Client, Protocol):
+    """A request as our own server offers it."""
+
+    method: str
+    path: bytes
+    tcp: bool  # it came by a port
 
 
 class Sidecar:
@@ -57,6 +67,7 @@ class Sidecar:
         self._loop: asyncio.AbstractEventLoop | None = None  # that the pool's connections are of
         self._limits = Limits()
         self._ledger = Ledger()
+        self._ledger.open = False  # until open_log
         self._spine = self._build(_loaded(config))
         self._guard = guard
         self._draining = False
@@ -81,22 +92,25 @@ class Sidecar:
     # -- life
 
     def _build(self, config: Config) -> exchange.Spine:
-        self._limits.queue = config.queue
+        limits = self._limits
+        limits.queue = config.queue
+        routes = routing.build(config)
         return exchange.Spine(
             config=config,
-            routes=routing.build(config),
+            routes=routes,
             callers={
-                table.key.digest: Caller(
-                    name=name,
-                    models=table.models,
-                    requests_per_minute=table.requests_per_minute,
-                    concurrency=table.concurrency,
-                )
+                table.key.digest: _asker(limits, name, table)
                 for name, table in config.callers.items()
                 if table.key.digest is not None
             },
+            anonymous=Asker(ANONYMOUS, limits.counter("caller:", None, None)),
+            providers={
+                name: limits.counter(f"provider:{name}", upstream.requests_per_minute, upstream.concurrency)
+                for name, upstream in routes.upstreams.items()
+            },
+            plans={},
             pool=self._pool,
-            limits=self._limits,
+            limits=limits,
             ledger=self._ledger,
         )
 
@@ -126,6 +140,7 @@ class Sidecar:
 
     def open_log(self) -> None:
         """Write the access log where the configuration says. Called by `sidecar serve`; a host app has its own."""
+        self._ledger.open = True
         self._log = LogWriter(self._ledger.drain, self.config.log.file)
 
     def note(self, event: Mapping[str, Any]) -> None:
@@ -170,7 +185,24 @@ class Sidecar:
             return await self._cold(scope, receive, send)
         if scope["method"] != "POST":
             return await _answer(MethodNotAllowed(f"{path} takes POST"), scope, path, send, _POST)
-        return await exchange.run(self._spine, endpoint, scope, receive, send)
+        client = AsgiClient(scope, receive, send)
+        return await client.serve(scope, exchange.run(self._spine, endpoint, client))
+
+    def direct(self, client: Cycle) -> Coroutine[Any, Any, None] | None:
+        """Offered each request by our own server, before it builds a scope: those of the hot paths need none."""
+        endpoint = _DIRECT.get(client.path)
+        if endpoint is None or client.method != "POST" or self._pool.closed:
+            return None
+        if self._loop is not asyncio.get_running_loop():
+            return None
+        if self._guard:
+            if b"origin" in client.index:
+                return None
+            if not self._spine.callers:
+                allowed = self.config.server.allow_origins
+                if browser.refusal(client.headers, allowed=allowed, tcp=client.tcp, hot=True) is not None:
+                    return None
+        return exchange.run(self._spine, endpoint, client)
 
     async def _other(self, kind: str, receive: Receive, send: Send) -> None:
         if kind == "lifespan":
@@ -228,7 +260,7 @@ class Sidecar:
         return Response(self._ledger.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _status(self, request: Request) -> Response:
-        identify(self._spine.callers, request.scope["headers"])
+        identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
         return _json(
             {
                 "draining": self._draining,
@@ -250,9 +282,15 @@ class Sidecar:
         return _json(_entry(wanted, anthropic="anthropic-version" in request.headers))
 
     def _visible(self, request: Request) -> list[str]:
-        caller = identify(self._spine.callers, request.scope["headers"])
+        caller, _ = identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
         names = routing.models(self._spine.routes)
         return [name for name in names if not caller.models or routing.allowed(caller, name)]
+
+
+def _asker(limits: Limits, name: str, table: configuration.Caller) -> Asker:
+    per_minute, concurrency = table.requests_per_minute, table.concurrency
+    caller = Caller(name=name, models=table.models, requests_per_minute=per_minute, concurrency=concurrency)
+    return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency))
 
 
 def _loaded(config: Config | str | os.PathLike[str] | None) -> Config:
@@ -303,7 +341,8 @@ def _list(names: list[str], *, anthropic: bool) -> dict[str, object]:
 
 def _worded(error: SidecarError, path: str, headers: Headers) -> tuple[Headers, bytes]:
     speaks = "messages" if "/messages" in path or rules.get(headers, b"anthropic-version") else "chat"
-    return answer.refusal(error, DIALECTS[speaks], Record(request_id=exchange.request_id(), endpoint=path))
+    told, data = answer.refusal(error, DIALECTS[speaks], Record(request_id=exchange.request_id(), endpoint=path))
+    return [*told, (b"content-length", b"%d" % len(data))], data
 
 
 async def _answer(error: SidecarError, scope: Scope, path: str, send: Send, *extra: tuple[bytes, bytes]) -> None:

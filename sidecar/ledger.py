@@ -1,13 +1,15 @@
-"""What is known of exchanges when they are over: counters, histograms, and lines for the log. Never any content, never a key."""
+"""What is known of exchanges when they are over: counters, histograms, lines for the log. Never any content or key."""
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import orjson
 
 from sidecar.clock import now, wall
@@ -16,7 +18,12 @@ from sidecar.types import Record
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 MICROSECONDS = (50, 100, 200, 400, 800, 1600, 5000, 20000, 100000, 1000000)
 _QUEUE_LINES = 10_000
+_UNCOUNTED = 1_000
+_MOST_MODELS = 100  # of one provider that are labels
 _MOST_SERIES = 2_000  # of one metric: labels come from the configuration, so this bounds mistakes, not use
+
+
+_second: list[Any] = [0, ""]
 
 
 class Histogram:
@@ -49,17 +56,32 @@ class Series:
 
 
 class Ledger:
-    """Takes one record per exchange; gives metrics (Prometheus text) and log lines (JSON), the latter from a bounded queue."""
+    """Takes one record per exchange; gives metrics (Prometheus text) and, from a bounded queue, log lines (JSON)."""
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, str, str], Series] = {}
+        self._models: dict[str, set[str]] = {}  # that have answered, by provider
         self._queue: deque[Record | dict[str, Any]] = deque()
+        self._over: list[Record] = []  # exchanges that are not counted yet
+        self.open = True  # somebody reads the lines; else none are kept
         self.dropped = 0  # lines that found the queue full
 
     def record(self, record: Record) -> None:
-        """Count an exchange that is over, and queue its line."""
-        # A name nobody configured reaches no provider, and is no label: strangers must not make series (D31).
-        key = (record.endpoint, record.provider, record.model if record.provider else "other")
+        """Take an exchange that is over. It is counted with others at the next look, or when a thousand wait."""
+        self._over.append(record)
+        if self.open:
+            self._put(record)
+        if len(self._over) > _UNCOUNTED:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count what is over: together, since the same few lines of code are then warm. Only the loop's thread does."""
+        over, self._over = self._over, []
+        for record in over:
+            self._count(record)
+
+    def _count(self, record: Record) -> None:
+        key = (record.endpoint, record.provider, self._label(record))
         series = self._series.get(key)
         if series is None:
             series = self._new_series(key)
@@ -77,11 +99,13 @@ class Ledger:
             tokens[1] += usage.output
             tokens[2] += usage.cached
             tokens[3] += usage.reasoning
-        self._put(record)
 
     def note(self, event: dict[str, Any]) -> None:
         """Queue a line of another kind: what the server has to say of its peers, a reload, a bug."""
-        self._put({"time": _iso(wall()), **event})
+        if self.open:
+            self._put({"time": _iso(wall()), **event})
+        elif event.get("event") == "bug":  # inside another app: its log has it
+            logging.getLogger("sidecar").error("%s", event.get("trace"), extra={"sidecar": event})
 
     def drain(self) -> bytes:
         """The queued lines, encoded. Called from the log's thread; `deque` takes care of itself."""
@@ -94,6 +118,7 @@ class Ledger:
 
     def stats(self) -> dict[str, object]:
         """For /status."""
+        self._settle()
         series = self._series.values()
         return {
             "total": sum(sum(each.requests.values()) for each in series),
@@ -104,6 +129,7 @@ class Ledger:
 
     def metrics(self) -> bytes:
         """Prometheus text format 0.0.4."""
+        self._settle()
         out: list[str] = []
         rows = [(_labels(key), series) for key, series in self._series.items()]
         _family(out, "requests_total", "counter", "Exchanges that are over, by status and error code.")
@@ -140,6 +166,19 @@ class Ledger:
         out += [f"sidecar_log_lines_dropped_total {self.dropped}", ""]
         return "\n".join(out).encode()
 
+    def _label(self, record: Record) -> str:
+        """The model, as a label: names come from clients, so only those that answered are labels, and few (D31)."""
+        known = self._models.get(record.provider)
+        if known is not None and record.model in known:
+            return record.model
+        if not record.provider or record.status >= 400:
+            return "other"
+        known = self._models.setdefault(record.provider, set())
+        if len(known) >= _MOST_MODELS:
+            return "other"
+        known.add(record.model)
+        return record.model
+
     def _new_series(self, key: tuple[str, str, str]) -> Series:
         if len(self._series) >= _MOST_SERIES:
             key = (key[0], key[1], "other")
@@ -155,37 +194,68 @@ class Ledger:
         return f"<Ledger {len(self._series)} series, {len(self._queue)} lines queued, {self.dropped} dropped>"
 
 
+class Line(msgspec.Struct, gc=False):
+    """A line of the access log, in this order."""
+
+    time: str
+    event: str
+    id: str
+    endpoint: str
+    caller: str
+    asked_model: str
+    provider: str
+    model: str
+    status: int
+    error: str
+    attempts: int
+    stream: bool
+    seconds: float
+    first_byte_seconds: float | None
+    overhead_us: int
+    bytes_in: int
+    bytes_out: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 def line(record: Record) -> bytes:
     """One line of the access log."""
-    usage = record.usage
-    return orjson.dumps(
-        {
-            "time": _iso(wall() - now() + record.started + record.seconds),
-            "event": "exchange",
-            "id": record.request_id,
-            "endpoint": record.endpoint,
-            "caller": record.caller,
-            "asked_model": record.asked_model[:256],
-            "provider": record.provider,
-            "model": record.model[:256],
-            "status": record.status,
-            "error": record.error,
-            "attempts": record.attempts,
-            "stream": record.stream,
-            "seconds": round(record.seconds, 6),
-            "first_byte_seconds": None if record.first_byte_seconds is None else round(record.first_byte_seconds, 6),
-            "overhead_us": record.overhead_us,
-            "bytes_in": record.bytes_in,
-            "bytes_out": record.bytes_out,
-            "input_tokens": None if usage is None else usage.input,
-            "output_tokens": None if usage is None else usage.output,
-            "cached_tokens": None if usage is None else usage.cached,
-        }
+    usage, first = record.usage, record.first_byte_seconds
+    told = Line(
+        _iso(wall() - now() + record.started + record.seconds),
+        "exchange",
+        record.request_id,
+        record.endpoint,
+        record.caller,
+        record.asked_model[:256],
+        record.provider,
+        record.model[:256],
+        record.status,
+        record.error,
+        record.attempts,
+        record.stream,
+        round(record.seconds, 6),
+        None if first is None else round(first, 6),
+        record.overhead_us,
+        record.bytes_in,
+        record.bytes_out,
+        None if usage is None else usage.input,
+        None if usage is None else usage.output,
+        None if usage is None else usage.cached,
     )
+    return _encode(told)
 
 
 def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    """2026-11-25T10:00:00.123+00:00; all but the milliseconds made once a second."""
+    whole = int(seconds)
+    if whole != _second[0]:
+        _second[:] = whole, datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{_second[1]}.{int((seconds - whole) * 1000):03d}+00:00"
 
 
 def _family(out: list[str], name: str, kind: str, about: str) -> None:

@@ -10,33 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from sidecar.config import Queue
 from sidecar.types import Permit, Refused, Wait
 
 _PERIOD_SECONDS = 60.0
-
-
-class Rate:
-    """GCRA: `due` is the theoretical arrival time; a request may come as early as one period before it."""
-
-    __slots__ = ("_due",)
-
-    def __init__(self) -> None:
-        self._due = 0.0
-
-    def take(self, per_minute: int, now: float) -> float:
-        """0.0 and one unit taken, or the exact seconds until one may be; then nothing is taken."""
-        interval = _PERIOD_SECONDS / per_minute
-        due = max(self._due, now)
-        early = due + interval - _PERIOD_SECONDS - now
-        if early > 1e-9:
-            return early
-        self._due = due + interval
-        return 0.0
-
-    def give_back(self, per_minute: int) -> None:
-        """Undo one take: the request was refused for another reason."""
-        self._due -= _PERIOD_SECONDS / per_minute
+_ROUNDING = 1e-6  # seconds: a clock of many days has no finer steps when intervals are added to it
 
 
 class Ticket:
@@ -58,16 +38,45 @@ def _nobody() -> None:
 
 
 class Counter:
-    """The state of one limit's owner: how many run, and who waits for a slot, first come first."""
+    """One limit's owner ("caller:web", "provider:openai"): its bounds, how many run, and who waits for a slot."""
 
-    __slots__ = ("key", "most", "rate", "running", "waiting")
+    __slots__ = ("_due", "_interval", "_limits", "key", "most", "running", "waiting")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, limits: Limits) -> None:
         self.key = key
-        self.rate = Rate()
-        self.running = 0
+        self._limits = limits
+        self._due = 0.0  # GCRA's theoretical arrival time: a request may come as early as one period before it
+        self._interval: float | None = None  # seconds between requests, at the rate allowed
         self.most: int | None = None
+        self.running = 0
         self.waiting: OrderedDict[int, Ticket] = OrderedDict()  # by id: a ticket leaves from anywhere in constant time
+
+    def enter(self, now: float) -> Permit | Wait | Refused:
+        """Leave for one request now, later, or not. A refusal takes nothing."""
+        interval = self._interval
+        if interval is not None:
+            due = (max(now, self._due)) + interval
+            early = due - _PERIOD_SECONDS - now
+            if early > _ROUNDING:
+                return Refused(self.key, "requests_per_minute", early)
+            self._due = due
+        if self.most is None or self.running < self.most:
+            self.running += 1
+            return Held(self)
+        queue = self._limits.queue
+        length = queue.length if queue.length is not None else self.most
+        if len(self.waiting) >= length or queue.wait_seconds <= 0:
+            if interval is not None:
+                self._due -= interval
+            return Refused(self.key, "concurrency", _retry(queue))
+        ticket = Ticket(self)
+        self.waiting[id(ticket)] = ticket
+        return Wait(queue.wait_seconds, ticket)
+
+    def allow(self, per_minute: int | None, concurrency: int | None) -> None:
+        """The bounds from now on; what has been used of them stays used."""
+        self._interval = None if per_minute is None else _PERIOD_SECONDS / per_minute
+        self.most = concurrency
 
     def leave(self) -> None:
         """One has finished. Freed slots go to those who wait longest (several, when a reload has raised the bound)."""
@@ -82,22 +91,19 @@ class Counter:
         return f"<Counter {self.key}: {self.running} running of {self.most}, {len(self.waiting)} waiting>"
 
 
-class Held:
+class Held(msgspec.Struct, eq=False):
     """A permit: one running exchange of a counter, until released."""
 
-    __slots__ = ("_counter",)
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter: Counter | None = counter
+    counter: Counter | None
 
     def release(self) -> None:
         """Give the slot back; a second call does nothing."""
-        counter, self._counter = self._counter, None
+        counter, self.counter = self.counter, None
         if counter is not None:
             counter.leave()
 
     def __repr__(self) -> str:
-        return f"<Held {self._counter.key if self._counter else 'released'}>"
+        return f"<Held {self.counter.key if self.counter else 'released'}>"
 
 
 class Limits:
@@ -107,32 +113,24 @@ class Limits:
         self.queue = queue or Queue()
         self._counters: dict[str, Counter] = {}
 
-    def decide(self, key: str, per_minute: int | None, concurrency: int | None, now: float) -> Permit | Wait | Refused:
-        """Leave for one request under `key`, now, later, or not. A refusal takes nothing."""
+    def counter(self, key: str, per_minute: int | None, concurrency: int | None) -> Counter:
+        """The counter of `key`, with its bounds as they are from now on; what runs under it goes on counting."""
         counter = self._counters.get(key)
         if counter is None:
-            counter = self._counters[key] = Counter(key)
-        counter.most = concurrency
-        if per_minute is not None and (seconds := counter.rate.take(per_minute, now)):
-            return Refused(key, "requests_per_minute", seconds)
-        if concurrency is None or counter.running < concurrency:
-            counter.running += 1
-            return Held(counter)
-        length = self.queue.length if self.queue.length is not None else concurrency
-        if len(counter.waiting) >= length or self.queue.wait_seconds <= 0:
-            if per_minute is not None:
-                counter.rate.give_back(per_minute)
-            return Refused(key, "concurrency", self._retry())
-        ticket = Ticket(counter)
-        counter.waiting[id(ticket)] = ticket
-        return Wait(self.queue.wait_seconds, ticket)
+            counter = self._counters[key] = Counter(key, self)
+        counter.allow(per_minute, concurrency)
+        return counter
+
+    def decide(self, key: str, per_minute: int | None, concurrency: int | None, now: float) -> Permit | Wait | Refused:
+        """Leave for one request under `key`, now, later, or not. A refusal takes nothing."""
+        return self.counter(key, per_minute, concurrency).enter(now)
 
     def claim(self, ticket: Ticket) -> Permit | Refused:
         """The end of a wait: the slot, if one was granted; else the place in the queue is given up."""
         if ticket.granted is not None:
             return ticket.granted
         ticket.counter.waiting.pop(id(ticket), None)
-        return Refused(ticket.counter.key, "concurrency", self._retry())
+        return Refused(ticket.counter.key, "concurrency", _retry(self.queue))
 
     def abandon(self, ticket: Ticket) -> None:
         """Whoever waited is gone: its place, or the slot it was granted meanwhile, goes to the next."""
@@ -147,11 +145,12 @@ class Limits:
             for each in self._counters.values()
         ]
 
-    def _retry(self) -> float:
-        """When a slot frees is not known; a client that comes back after the longest wait has a fair chance."""
-        return max(self.queue.wait_seconds, 1.0)
-
     def __repr__(self) -> str:
         running = sum(each.running for each in self._counters.values())
         waiting = sum(len(each.waiting) for each in self._counters.values())
         return f"<Limits {running} running, {waiting} waiting>"
+
+
+def _retry(queue: Queue) -> float:
+    """When a slot frees is not known; a client that comes back after the longest wait has a fair chance."""
+    return max(queue.wait_seconds, 1.0)

@@ -7,12 +7,14 @@ config/structs.py; it is in the conformance suite by that.
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
 from sidecar import config
+from sidecar.secret import Secret
 from sidecar.types import Auth, Headers, Origin, PoolLimits, Scheme, Timeouts, Tls, Upstream
 
 Capability = Literal["chat", "stream", "tools", "vision", "embeddings", "completions", "messages", "count_tokens"]
@@ -267,6 +269,7 @@ def resolve(name: str, table: config.Provider) -> Upstream:
         forward_caller_key=caller_key,
         missing_key=missing,
         headers=_headers(row, table),
+        secrets=tuple(Secret(value) for name, value in table.headers.items() if _SECRET_NAME.search(name)),
         drop=frozenset((*row.drop, *table.drop)),
         rename=(*row.rename, *table.rename.items()),
         stream_usage=row.stream_usage,
@@ -295,6 +298,9 @@ def _origin(name: str, base_url: str, table: config.Provider) -> tuple[Origin, b
     port = parts.port or (443 if scheme == "https" else 80)
     origin = Origin(name=name, scheme=scheme, host=parts.hostname, port=port, proxy=table.proxy, tls=tls)
     return origin, parts.netloc.encode(), parts.path.rstrip("/"), f"?{parts.query}" if parts.query else ""
+
+
+_SECRET_NAME: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
 def _headers(row: Provider, table: config.Provider) -> Headers:

@@ -1,20 +1,22 @@
 """The answer's way back: bytes of the provider to bytes of the client, event by event, with a meter watching.
 
-Three ways, one shape: `feed(bytes) -> bytes`, and `finish() -> bytes` at the provider's end. Only whole events are sent on,
-so that a stream that is cut never leaves half an event before the error event that tells of it.
+Three ways, one shape: `feed(bytes) -> bytes`, and `finish() -> bytes` at the provider's end. Only whole events are sent
+on, so that a stream that is cut never leaves half an event before the error event that tells of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from sidecar.clock import now
-from sidecar.dialects.neutral import Conversation, Meter
+from sidecar.dialects.neutral import Conversation, Delta, Fault, Meter
 from sidecar.errors import UpstreamCut
-from sidecar.types import Inbound, Message, Outcome, Send
+from sidecar.types import Client, Inbound, Outcome
 from sidecar.wire import sse
 from sidecar.wire.coding import Inflate
+
+Begin = Callable[[bytes, bool], Awaitable[None]]  # sends the head with the first bytes; is there more?
 
 
 class Way(Protocol):
@@ -46,6 +48,8 @@ class Through:
         return self.meter.feed(block) if block else b""
 
     def finish(self) -> bytes:
+        if self._inflate is not None:
+            self._inflate.finish()
         held = self._splitter.held
         if held:
             self.meter.feed(held + b"\n\n")
@@ -55,7 +59,7 @@ class Through:
 
 
 class Opaque:
-    """Same dialect under a content coding that the client accepts: bytes go through as they are, the meter sees inside."""
+    """Same dialect, in a coding that the client accepts: bytes go through as they are, the meter sees inside."""
 
     __slots__ = ("_inflate", "_splitter", "failed", "meter")
 
@@ -72,6 +76,7 @@ class Opaque:
         return data
 
     def finish(self) -> bytes:
+        self._inflate.finish()
         self.meter.feed(self._splitter.held + b"\n\n")
         if not self.meter.ended and self.meter.fault is None:
             raise UpstreamCut("the provider's stream ended before the answer did")
@@ -100,9 +105,7 @@ class Across:
         if not block or self._writer.finished:
             return b""
         self.meter.feed(block)
-        out = self._writer.write(self._reader.feed(sse.events(block)))
-        self.failed = self.meter.fault is not None
-        return out
+        return self._write(self._reader.feed(sse.events(block)))
 
     def finish(self) -> bytes:
         if self._writer.finished:
@@ -110,32 +113,41 @@ class Across:
         held = self._splitter.held
         if held.endswith((b"\n", b"\r")):
             self.meter.feed(held + b"\n\n")
-            out = self._writer.write(self._reader.feed(sse.events(held + b"\n\n")))
+            out = self._write(self._reader.feed(sse.events(held + b"\n\n")))
         else:
             out = b""
         if not self._writer.finished:
-            out += self._writer.write(self._reader.finish())
+            if self._inflate is not None:
+                self._inflate.finish()
+            out += self._write(self._reader.finish())
         return out
 
+    def _write(self, deltas: list[Delta]) -> bytes:
+        """What has come, in the client's dialect; an error among it is told by that, and need not be told again."""
+        self.failed = self.failed or any(type(delta) is Fault for delta in deltas)
+        return self._writer.write(deltas)
 
-async def relay(inbound: Inbound, way: Way, send: Send, begin: Callable[[], Message], outcome: Outcome) -> None:
-    """Send the body on until its end; the head goes with the first bytes, so that until then another target may still try.
+
+async def relay(inbound: Inbound, way: Way, client: Client, begin: Begin, outcome: Outcome) -> None:
+    """Send the body on until its end; the head goes with the first bytes, and until then another target may still try.
 
     Raises UpstreamCut and its like. What the client is then told is the spine's to say.
     """
     while data := await _read(inbound, outcome):
         out = way.feed(data)
         if out:
-            if outcome.first_byte_at is None:
-                await send(begin())
             outcome.bytes_sent += len(out)
-            await send({"type": "http.response.body", "body": out, "more_body": True})
+            if outcome.first_byte_at is None:
+                await begin(out, True)
+            else:
+                await client.write(out, more=True)
     out = way.finish()
-    if outcome.first_byte_at is None:
-        await send(begin())
     outcome.bytes_sent += len(out)
     outcome.complete = True
-    await send({"type": "http.response.body", "body": out, "more_body": False})
+    if outcome.first_byte_at is None:
+        await begin(out, False)
+    else:
+        await client.write(out, more=False)
 
 
 async def gather(inbound: Inbound, most: int, outcome: Outcome) -> tuple[bytes, bool]:

@@ -2,35 +2,91 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import msgspec
+
 from sidecar.dialects import CONVERSATIONS, DIALECTS
-from sidecar.errors import BodyInvalid, Misconfigured, Unauthorized
+from sidecar.errors import BodyInvalid, Malformed, MediaTypeUnsupported, Misconfigured, Unauthorized
 from sidecar.secret import Secret
-from sidecar.types import Auth, Caller, Deadline, Envelope, Headers, Outbound, Target, Upstream, View
+from sidecar.types import (
+    Auth,
+    Caller,
+    Client,
+    Counting,
+    Deadline,
+    Endpoint,
+    Envelope,
+    Headers,
+    Outbound,
+    Target,
+    Upstream,
+    View,
+)
 from sidecar.wire import body, headers as rules
+from sidecar.wire.http1 import head_lines
 
 ANONYMOUS = Caller(name="")
 _JSON = (b"content-type", b"application/json")
+_IDENTITY = (b"accept-encoding", b"identity")
 _MAX_TIMEOUT_MS = 86_400_000
+_KEY_PARAMETERS = frozenset((b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"token"))
 
 
-def identify(callers: dict[bytes, Caller], headers: Headers) -> Caller:
+class Asker(NamedTuple):
+    """A caller, and what it has under way."""
+
+    caller: Caller
+    counter: Counting
+
+
+class Asking(msgspec.Struct):
+    """What the head of a request says to the spine. The same head says the same again, under the same configuration."""
+
+    spine: object
+    asker: Asker
+    timeout: float  # seconds the client waits, by its own word; infinite where it says nothing
+    fallback: bool
+    accepts: bytes  # content codings of answers
+    lines: dict[str, bytes] = {}  # of what goes up, by provider and dialect
+
+
+def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, client: Client) -> Asking:
+    """Identify who asks, and read what the head says. Raises Unauthorized, MediaTypeUnsupported, BodyInvalid."""
+    asker = identify(callers, client.headers, anonymous)
+    index = client.index
+    if index.get(b"content-encoding") not in (None, b"identity"):
+        raise MediaTypeUnsupported("a body with a content coding is not taken; send it as it is")
+    asking = Asking(
+        spine,
+        asker,
+        _timeout(index),
+        index.get(b"x-sidecar-fallback") != b"off",
+        index.get(b"accept-encoding", b""),
+    )
+    client.notes["asking"] = asking
+    return asking
+
+
+def identify(callers: dict[bytes, Asker], headers: Headers, anonymous: Asker) -> Asker:
     """Who asks, by the key in any of the headers a client may send it in. Raises Unauthorized.
 
     Callers are found by the key's SHA-256, so how long it takes says nothing about any key.
     """
     if not callers:
-        return ANONYMOUS
-    presented = credential(headers)
-    if presented is None:
+        return anonymous
+    found = presented(headers)
+    if found is None:
         raise Unauthorized("no key was sent: send yours as 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-    caller = callers.get(presented.digest())
-    if caller is None:
+    asker = callers.get(found[1].digest())
+    if asker is None:
         raise Unauthorized("the key that was sent is not one of this sidecar's callers")
-    return caller
+    return asker
 
 
-def credential(headers: Headers) -> Secret | None:
-    """The key that a client sent, in the first of the headers that may hold one."""
+def presented(headers: Headers) -> tuple[bytes, Secret] | None:
+    """The key that a client sent, in the first of the headers that may hold one, and that header's name."""
     for name, value in headers:
         if name in rules.CREDENTIALS:
             key = value
@@ -39,84 +95,97 @@ def credential(headers: Headers) -> Secret | None:
                 if scheme.lower() != b"bearer":
                     continue
             if key := key.strip():
-                return Secret(key.decode("latin-1"))
+                return name, Secret(key.decode("latin-1"))
     return None
 
 
 def translate(
-    target: Target, spoken: str, members: Envelope, headers: Headers, *, stream: bool
+    target: Target, endpoint: Endpoint, members: Envelope, client: Client, asking: Asking, *, stream: bool
 ) -> tuple[Outbound, bool]:
     """The request in the target's words: its dialect, its model name, its key, and none of the client's credentials.
 
-    `spoken`: the dialect of the client. Also answers whether the provider is asked for a usage event that the client did
+    Also answers whether the provider is asked for a usage event that the client did
     not ask for. Raises BodyInvalid and Unsupported (translation), Unauthorized and Misconfigured (the key).
     """
-    upstream = target.upstream
+    upstream, spoken = target.upstream, endpoint.dialect
     translated = target.dialect != spoken
     hide_usage = False
+    path = target.path
     if translated:
         ask = CONVERSATIONS[spoken].read_request(members)
-        sent_members = CONVERSATIONS[target.dialect].write_request(ask, target.model).members
+        sent = CONVERSATIONS[target.dialect].write_request(ask, target.model).members
+        if not upstream.stream_usage:
+            sent.pop("stream_options", None)
     else:
-        sent_members = dict(members)
-        sent_members["model"] = body.raw(target.model)
-        hide_usage = stream and upstream.stream_usage and DIALECTS[spoken].ask_usage(sent_members)
+        sent = members.copy()
+        sent["model"] = target.raw_model
+        hide_usage = stream and upstream.stream_usage and DIALECTS[spoken].ask_usage(sent)
+        if client.query and endpoint.model is None:  # Azure's is of Azure's paths
+            path = _with_query(path, client.query)
     for name in upstream.drop:
-        sent_members.pop(name, None)
+        sent.pop(name, None)
     for old, new in upstream.rename:
-        if old in sent_members:
-            sent_members[new] = sent_members.pop(old)
-    outbound = Outbound(
-        origin=upstream.origin,
-        method=b"POST",
-        path=upstream.paths[target.dialect].encode(),
-        host=upstream.host,
-        headers=_headers(upstream, headers, translated=translated),
-        auth=_auth(upstream, headers),
-        body=body.rebuild(sent_members),
-    )
-    return outbound, hide_usage
+        if old in sent:
+            sent[new] = sent.pop(old)
+    key = f"{upstream.name} {translated}"
+    lines = asking.lines.get(key)
+    if lines is None:
+        lines = asking.lines[key] = _lines(upstream, client.headers, translated=translated)
+    auth = upstream.auth or _auth(upstream, client.headers)
+    return Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent)), hide_usage
 
 
-def _headers(upstream: Upstream, headers: Headers, *, translated: bool) -> Headers:
-    sent = rules.upward(headers, translated=translated)
-    names = [name for name, _ in sent]
+def _with_query(path: bytes, query: bytes) -> bytes:
+    """The client's query string goes along, but for keys: some APIs take them there."""
+    kept = [pair for pair in query.split(b"&") if pair.partition(b"=")[0].lower() not in _KEY_PARAMETERS]
+    if not kept:
+        return path
+    return b"%b%b%b" % (path, b"&" if b"?" in path else b"?", b"&".join(kept))
+
+
+def _lines(upstream: Upstream, headers: Headers, *, translated: bool) -> bytes:
+    sent = [(b"host", upstream.host), *rules.upward(headers, translated=translated)]
+    names = {name for name, _ in sent}
     sent += [pair for pair in upstream.headers if pair[0] not in names]
     if b"content-type" not in names:
         sent.append(_JSON)
-    sent.append((b"accept-encoding", b"identity"))
-    return sent
+    sent.append(_IDENTITY)
+    try:
+        return head_lines(sent)
+    except Malformed as error:
+        raise BodyInvalid(f"the headers cannot be sent on: {error.message}") from None
 
 
 def _auth(upstream: Upstream, headers: Headers) -> Auth | None:
+    """The credential of a provider that has none of its own: the caller's, or nothing."""
     if upstream.forward_caller_key:
-        own = credential(headers)
-        if own is None:
+        found = presented(headers)
+        if found is None:
             raise Unauthorized(f"provider {upstream.name} is asked with the caller's own key, and none was sent")
+        name, own = found
+        if name == b"authorization" and upstream.auth_header == b"x-api-key":  # Anthropic takes both; not each is a key
+            return Auth(header=name, prefix=b"Bearer ", secret=own)
         return Auth(header=upstream.auth_header, prefix=upstream.auth_prefix, secret=own)
     if upstream.missing_key is not None:
         raise Misconfigured(f"provider {upstream.name} has no key: {upstream.missing_key}")
-    return upstream.auth
+    return None
 
 
-def expiry(headers: Headers, started: float) -> float:
-    """When the client stops waiting, by its own word (`x-sidecar-timeout-ms`). Raises BodyInvalid when it is no number."""
-    asked = rules.get(headers, b"x-sidecar-timeout-ms")
+def _timeout(index: dict[bytes, bytes]) -> float:
+    """How long the client waits, in seconds, by `x-sidecar-timeout-ms`. Raises BodyInvalid when it is no number."""
+    asked = index.get(b"x-sidecar-timeout-ms")
     if asked is None:
-        return float("inf")
-    if not asked.isdigit() or not 0 < int(asked) <= _MAX_TIMEOUT_MS:
+        return math.inf
+    if not asked.isdigit() or len(asked) > 8 or not 0 < int(asked) <= _MAX_TIMEOUT_MS:
         raise BodyInvalid(
             "the header x-sidecar-timeout-ms is not a number of milliseconds", param="x-sidecar-timeout-ms"
         )
-    return started + int(asked) / 1000
+    return int(asked) / 1000
 
 
 def deadline(upstream: Upstream, view: View, now: float, expires: float) -> Deadline:
     """The limits of time of one attempt, as absolute as they can be before it begins."""
     limits = upstream.timeouts
-    return Deadline(
-        at=min(now + limits.total, expires),
-        connect=limits.connect,
-        first_byte=limits.first_byte if view.stream else limits.first_byte_unary,
-        idle=limits.idle,
-    )
+    at = now + limits.total
+    first_byte = limits.first_byte if view.stream else limits.first_byte_unary
+    return Deadline(min(expires, at), limits.connect, first_byte, limits.idle)

@@ -14,6 +14,8 @@ from sidecar.dialects import CONVERSATIONS
 from sidecar.errors import UnknownModel, Unsupported
 from sidecar.providers import ROWS, resolve
 from sidecar.types import Caller, Target, Upstream
+from sidecar.wire import body
+from sidecar.wire.http1 import head_lines
 
 _MOST_PLANS: Final = 4096  # remembered; names come from clients, so there are bounds, on their length too
 _MOST_CHARACTERS: Final = 512  # of a name
@@ -115,8 +117,26 @@ def _targets(routes: Routes, asked: str, dialect: str) -> tuple[tuple[Target, ..
         if spoken is None:
             skipped.append(f"provider {upstream.name} does not serve {dialect}")
         else:
-            targets.append(Target(upstream=_placed(upstream, model), model=model, dialect=spoken, why=why))
+            targets.append(_target(_placed(upstream, model), model, spoken, why))
     return tuple(targets), skipped
+
+
+def _target(upstream: Upstream, model: str, dialect: str, why: str) -> Target:
+    stamp = [
+        (b"cache-control", b"private, no-store"),  # what was made for one key is nobody else's
+        (b"x-sidecar-cache", b"off"),
+        (b"x-sidecar-provider", upstream.name.encode("latin-1", "replace")),
+        (b"x-sidecar-model", model.encode("latin-1", "replace")),
+    ]
+    return Target(
+        upstream=upstream,
+        model=model,
+        dialect=dialect,
+        path=upstream.paths[dialect].encode(),
+        raw_model=body.raw(model),
+        stamp=head_lines(stamp),
+        why=why,
+    )
 
 
 def _placed(upstream: Upstream, model: str) -> Upstream:

@@ -37,7 +37,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
+class View(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The few fields of a request that the spine itself needs."""
 
     model: str
@@ -53,8 +53,8 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool = True
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a connection goes: the pool's key, one bulkhead each. `name` is the provider's, so that providers never share."""
+class Origin(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+    """Where a connection goes: the pool's key, a bulkhead each. `name` is the provider's, so that none share."""
 
     name: str
     scheme: Scheme
@@ -75,7 +75,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     total: float = 1800.0
 
 
-class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """The limits of time of one attempt. `at`: the loop time at which the whole exchange is over."""
 
     at: float
@@ -101,14 +101,13 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
     secret: Secret
 
 
-class Outbound(msgspec.Struct, frozen=True, kw_only=True):
+class Outbound(msgspec.Struct, frozen=True, gc=False):
     """A request to a provider, ready for the wire but for the credential, which is revealed only there."""
 
     origin: Origin
     method: bytes
     path: bytes  # the request target: path and query as sent
-    host: bytes  # the Host header
-    headers: Headers  # without host, content-length and the credential
+    lines: bytes  # of its headers, without content-length and the credential
     auth: Auth | None
     body: bytes
 
@@ -118,13 +117,51 @@ class Inbound(Protocol):
 
     status: int
     headers: Headers
+    index: dict[bytes, bytes]  # the headers by name; of a repeated one the last
+
+    def whole(self) -> bytes | None:
+        """The whole body, if all of it came together with the head."""
+        ...
 
     async def read(self) -> bytes:
         """The next bytes of the body, b"" at its framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
         ...
 
+    def unread(self, data: bytes) -> None:
+        """Put bytes that were read back before those that are still to be read."""
+        ...
+
     def close(self) -> None:
         """Give the connection back if the answer ended at its framed end, else close it. May be called twice."""
+        ...
+
+
+class Client(Protocol):
+    """Whoever asks, as the spine sees it: our own server's exchange, or any ASGI server's behind `asgi.Client`."""
+
+    headers: Headers
+    index: dict[bytes, bytes]  # the headers by name; of a repeated one the last
+    query: bytes  # of the request target, without the question mark
+    notes: dict[str, Any]  # of the spine's, kept for every request with the same head
+    gone: bool  # it has left: nobody reads what is answered
+
+    def body(self, most: int) -> bytes | None:
+        """The whole body, if it is here already. Raises BodyTooLarge."""
+        ...
+
+    async def read(self, most: int) -> bytes:
+        """The whole body. Raises BodyTooLarge above `most` bytes, and ClientGone."""
+        ...
+
+    async def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> None:
+        """The head, with the first bytes of the body. Waits while the client does not read.
+
+        `lines`: more headers, in the form of the wire. A content-length is written where there is no more to come.
+        """
+        ...
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        """The next bytes. Waits while the client does not read."""
         ...
 
 
@@ -134,7 +171,7 @@ class Tap(Protocol):
     def feed(self, data: bytes) -> None: ...
 
 
-class Usage(msgspec.Struct, kw_only=True):
+class Usage(msgspec.Struct, kw_only=True, gc=False):
     """Tokens as counted by the provider. `input` and `output` are totals; the others are parts of them."""
 
     input: int = 0
@@ -145,7 +182,7 @@ class Usage(msgspec.Struct, kw_only=True):
     estimated: bool = False
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class Outcome(msgspec.Struct, kw_only=True, gc=False):
     """How the relay of an answer went. Times are of the monotonic clock, in seconds."""
 
     bytes_sent: int = 0
@@ -154,8 +191,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     complete: bool = False
 
 
-class Record(msgspec.Struct, kw_only=True):
-    """What is known of one exchange when it is over: the row of the access log and of the metrics. Never any content."""
+class Record(msgspec.Struct, kw_only=True, gc=False):
+    """What is known of one exchange when it is over: a row of the access log and of the metrics. Never content."""
 
     request_id: str
     endpoint: str
@@ -177,7 +214,7 @@ class Record(msgspec.Struct, kw_only=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """A configured provider, resolved once per configuration: its row, its table, its key, all in the form the spine uses."""
+    """A configured provider, resolved once: its row, its table, its key, all in the form the spine uses."""
 
     name: str  # the `[providers.X]` table
     kind: str  # the built-in row it is of
@@ -192,6 +229,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     forward_caller_key: bool = False
     missing_key: str | None = None  # why there is no key ("OPENAI_API_KEY is not set"), when one is needed
     headers: Headers = []
+    secrets: tuple[Secret, ...] = ()  # among their values
     drop: frozenset[str] = frozenset()  # body members not sent
     rename: tuple[tuple[str, str], ...] = ()  # body members sent under another name
     stream_usage: bool = True  # understands `stream_options.include_usage`
@@ -200,6 +238,10 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: int | None = None
     concurrency: int | None = None
 
+    def __repr__(self) -> str:
+        """Without the values of headers, which may be secrets."""
+        return f"<Upstream {self.name} {self.kind} at {self.origin.host}:{self.origin.port}>"
+
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a plan: this model at this provider, in this dialect."""
@@ -207,6 +249,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     upstream: Upstream
     model: str  # the name the provider knows
     dialect: str  # the one it will be asked in; the client's own whenever the provider speaks it
+    path: bytes  # where
+    raw_model: msgspec.Raw  # the name as JSON
+    stamp: bytes  # header lines of its answers: what is the same for each
     why: str = ""  # one clause for `sidecar explain`
 
 
@@ -216,14 +261,22 @@ class Permit(Protocol):
     def release(self) -> None: ...
 
 
-class Wait(msgspec.Struct, frozen=True):
+class Counting(Protocol):
+    """The limits of one caller or provider (limits.Counter)."""
+
+    def enter(self, now: float) -> Permit | Wait | Refused:
+        """Leave for one request now, later, or not. A refusal takes nothing."""
+        ...
+
+
+class Wait(msgspec.Struct, frozen=True, gc=False):
     """Not now: at the latest in `seconds` the answer is another. `ticket` is the place in the queue."""
 
     seconds: float
     ticket: Any
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """No. `scope` says whose limit ("caller", "provider") and which ("requests_per_minute", "concurrency")."""
 
     scope: str

@@ -165,7 +165,6 @@ def test_nothing_that_comes_out_has_a_key_or_a_prompt_in_it(tmp_path: Path, echo
         msgspec.json.decode(line, type=dict[str, object])
 
 
-@pytest.mark.xfail(strict=True, reason="only the provider's configured key is taken out of an error that repeats it")
 @pytest.mark.parametrize(
     ("option", "key"),
     [('api_key = "caller"', KEYS["caller"]), (f'headers.x-secret = "{KEYS["header"]}"', KEYS["header"])],

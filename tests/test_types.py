@@ -41,9 +41,7 @@ def test_what_several_exchanges_share_cannot_be_changed(value: msgspec.Struct) -
 def test_a_credential_is_stars_and_cannot_be_encoded() -> None:
     auth = Auth(header=b"authorization", prefix=b"Bearer ", secret=Secret("canary"))
     origin = Origin(name="lab", scheme="http", host="h", port=1)
-    outbound = Outbound(
-        origin=origin, method=b"POST", path=b"/v1", host=b"h", headers=[], auth=auth, body=b'{"model":"m"}'
-    )
+    outbound = Outbound(origin=origin, method=b"POST", path=b"/v1", lines=b"", auth=auth, body=b'{"model":"m"}')
     upstream = Upstream(name="lab", kind="openai", origin=origin, host=b"h", paths={}, auth=auth)
     for value in (auth, outbound, upstream):
         assert "canary" not in repr(value)

@@ -144,13 +144,13 @@ def read_view(members: Envelope) -> View:
     raw_model = members.get("model")
     if raw_model is None:
         raise BodyInvalid("the member 'model' is missing", param="model")
-    model = body.view(raw_model, str, "model")
+    model = body.text(raw_model, "model")
     if not model:
         raise BodyInvalid("the member 'model' is empty", param="model")
     raw_stream, raw_limit = members.get("stream"), members.get("max_tokens")
     return View(
         model=model,
-        stream=raw_stream is not None and bool(body.view(raw_stream, bool | None, "stream")),
+        stream=raw_stream is not None and body.flag(raw_stream, "stream"),
         include_usage=True,
         max_tokens=body.view(raw_limit, int | None, "max_tokens") if raw_limit is not None else None,
     )

@@ -14,11 +14,11 @@ def read_view(members: Envelope) -> View:
     raw_model = members.get("model")
     if raw_model is None:
         raise BodyInvalid("the member 'model' is missing", param="model")
-    model = body.view(raw_model, str, "model")
+    model = body.text(raw_model, "model")
     if not model:
         raise BodyInvalid("the member 'model' is empty", param="model")
     raw_stream = members.get("stream")
-    stream = raw_stream is not None and bool(body.view(raw_stream, bool | None, "stream"))
+    stream = raw_stream is not None and body.flag(raw_stream, "stream")
     include = False
     if stream and (options := members.get("stream_options")) is not None:
         include = bool((body.view(options, _StreamOptions | None, "stream_options") or _StreamOptions()).include_usage)

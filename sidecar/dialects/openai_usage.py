@@ -74,12 +74,16 @@ class _Groq(msgspec.Struct):
     usage: msgspec.Raw = NOTHING
 
 
-class _Chunk(msgspec.Struct):
+class _Metered(msgspec.Struct):
     usage: msgspec.Raw = NOTHING
-    choices: list[msgspec.Raw] | None = None
     x_groq: _Groq | None = None
 
 
+class _Chunk(_Metered):
+    choices: list[msgspec.Raw] | None = None
+
+
+_metered = msgspec.json.Decoder(_Metered)
 _chunk = msgspec.json.Decoder(_Chunk)
 _usage = msgspec.json.Decoder(WireUsage | None)
 
@@ -91,6 +95,10 @@ def read_usage(raw: msgspec.Raw | bytes) -> Usage | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return usage.neutral() if usage is not None else None
+
+
+def _usage_of(chunk: _Metered) -> Usage | None:
+    return read_usage(chunk.usage) or (read_usage(chunk.x_groq.usage) if chunk.x_groq is not None else None)
 
 
 def write_usage(usage: Usage) -> dict[str, object]:
@@ -151,7 +159,7 @@ class StreamMeter:
                 chunk = _chunk.decode(found.data)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
-            usage = read_usage(chunk.usage) or (read_usage(chunk.x_groq.usage) if chunk.x_groq is not None else None)
+            usage = _usage_of(chunk)
             if usage is not None:
                 self.usage = usage
                 self._closed = chunk.choices == []
@@ -186,7 +194,13 @@ class UnaryMeter:
 
     @property
     def usage(self) -> Usage | None:
-        return _last_usage(b"".join(self._pieces)) or _last_usage(self._head)
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if not self._head:
+            try:
+                return _usage_of(_metered.decode(data))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # not what it should be: look for it as in a long one
+        return _last_usage(data) or _last_usage(self._head)
 
     @property
     def ended(self) -> bool:

@@ -11,9 +11,10 @@ import select
 from typing import Final, Protocol, cast
 
 from sidecar.clock import Alarm
+from sidecar.drive import Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.types import Deadline, Headers, Outbound
-from sidecar.wire.http1 import END, Limits, ResponseHead, ResponseReader, head_lines
+from sidecar.wire.http1 import END, Limits, ResponseHead, ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
@@ -45,12 +46,18 @@ class Owner(Protocol):
 class Answer:
     """A provider's answer whose head has come (types.Inbound). Closing it early closes the connection."""
 
-    __slots__ = ("_connection", "headers", "status")
+    __slots__ = ("_connection", "headers", "index", "status")
 
     def __init__(self, connection: Connection, head: ResponseHead) -> None:
         self._connection: Connection | None = connection
         self.status = head.status
         self.headers: Headers = head.headers
+        self.index = head.index
+
+    def whole(self) -> bytes | None:
+        """The whole body, if all of it came together with the head."""
+        connection = self._connection
+        return connection.take() if connection is not None and connection.phase is Phase.ENDED else None
 
     async def read(self) -> bytes:
         """All bytes that have come, b"" at the framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
@@ -60,6 +67,11 @@ class Answer:
         if connection.size:
             return connection.take()
         return await connection.more()
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes that were read back before those that are still to be read."""
+        if self._connection is not None:
+            self._connection.put_back(data)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -83,8 +95,8 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_poll",
         "_reader",
+        "_signal",
         "_transport",
-        "_waiter",
         "born",
         "idle_since",
         "phase",
@@ -100,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._alarm = Alarm(loop, self._ring)
         self._reader = ResponseReader(_LIMITS)
         self._transport: asyncio.Transport | None = None
+        self._signal = Signal(loop)  # for the one exchange that waits for the head, or for bytes
         self._paused = False
         self._poll: select.poll | None = None
         self.phase = Phase.IDLE
@@ -113,7 +126,6 @@ class Connection(asyncio.Protocol):
         self._error: ProviderError | Stale | None = None
         self._got = False
         self._head: ResponseHead | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self.size = 0
 
     # -- the pool's side
@@ -146,7 +158,7 @@ class Connection(asyncio.Protocol):
             transport.write(head)
             transport.write(outbound.body)
         try:
-            await self._wait()
+            await self._signal
         except BaseException:
             self.abort()
             raise
@@ -163,7 +175,7 @@ class Connection(asyncio.Protocol):
                 raise self._error
             if self.phase is not Phase.BODY:
                 return b""
-            await self._wait()
+            await self._signal
         return self.take()
 
     def take(self) -> bytes:
@@ -178,6 +190,11 @@ class Connection(asyncio.Protocol):
                 self._push_on()
             self._transport.resume_reading()
         return data
+
+    def put_back(self, data: bytes) -> None:
+        """Hold bytes again that were taken."""
+        self._buffer.insert(0, data)
+        self.size += len(data)
 
     def finish(self) -> None:
         """The exchange is over: free if the answer ended at its framed end and nothing is odd, else closed."""
@@ -247,7 +264,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._push_on()
         if self._head is not None:
-            self._wake()
+            self._signal.wake()
 
     def eof_received(self) -> bool:
         if self.phase is Phase.BODY:
@@ -255,14 +272,15 @@ class Connection(asyncio.Protocol):
                 if self._reader.end():
                     self.phase = Phase.ENDED
                     self._alarm.clear()
-                    self._wake()
             except Malformed:
                 pass  # a cut
-        if self.phase is not Phase.ENDED:  # at once: connection_lost would wait until what we still write is taken
-            transport = self._transport
-            self.connection_lost(None)
-            if transport is not None:
-                transport.abort()
+        if self.phase is Phase.ENDED:
+            self._signal.wake()
+            return False
+        transport = self._transport  # at once: asyncio's own call would wait until what we still write is taken
+        self.connection_lost(None)
+        if transport is not None:
+            transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -282,19 +300,6 @@ class Connection(asyncio.Protocol):
             self._poll = select.poll()
             self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(self._poll.poll(0))
-
-    async def _wait(self) -> None:
-        """Until something has happened."""
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
     def _pause(self) -> None:
         """Nobody reads: hold the provider. Its silence is then ours, so only the total deadline runs."""
@@ -336,7 +341,7 @@ class Connection(asyncio.Protocol):
         if self._error is None and not ended:
             self._error = error or UpstreamCut(f"{self._origin}: the connection was closed")
         self._owner.lost(self)
-        self._wake()
+        self._signal.wake()
 
     def __repr__(self) -> str:
         return f"<Connection {self._origin} {self.phase.value}, use {self.uses}>"
@@ -344,13 +349,17 @@ class Connection(asyncio.Protocol):
 
 def _write_head(outbound: Outbound) -> bytes:
     """The head on the wire; the only place of the product where a secret is revealed. Raises UpstreamProtocol."""
-    headers = [(b"host", outbound.host), *outbound.headers, (b"content-length", b"%d" % len(outbound.body))]
+    if outbound.path.split() != [outbound.path]:
+        raise UpstreamProtocol(f"the request for {outbound.origin.name} cannot be sent: a path with white space in it")
+    credential = b""
     if (auth := outbound.auth) is not None:
-        headers.append((auth.header, auth.prefix + auth.secret.reveal().encode("latin-1", "replace")))
-    try:
-        lines = head_lines(headers)
-        if outbound.path.split() != [outbound.path]:
-            raise Malformed("a path with white space in it")
-    except Malformed as error:
-        raise UpstreamProtocol(f"the request for {outbound.origin.name} cannot be sent: {error.message}") from None
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (outbound.method, outbound.path, lines)
+        credential = b"%b: %b%b\r\n" % (auth.header, auth.prefix, auth.secret.reveal().encode("latin-1", "replace"))
+        if credential.count(b"\n") != 1 or credential.count(b"\r") != 1 or b"\0" in credential:
+            raise UpstreamProtocol(f"the key of {outbound.origin.name} has a line break in it")
+    return b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n%b\r\n" % (
+        outbound.method,
+        outbound.path,
+        outbound.lines,
+        len(outbound.body),
+        credential,
+    )

@@ -173,6 +173,7 @@ class Pool:
         self._dialer = Dialer(proxies or {})
         self._bulkheads: dict[Origin, Bulkhead] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._dials: set[asyncio.Task[Connection]] = set()  # under way
         self.closed = False
 
     @property
@@ -193,35 +194,49 @@ class Pool:
         if bulkhead is None:
             bulkhead = self._bulkheads[outbound.origin] = Bulkhead(self, outbound.origin, limits)
         bulkhead.limits = limits
-        connection = await self._acquire(bulkhead, deadline)
+        decision = bulkhead.assign(self.loop.time())
+        connection = (
+            decision if type(decision) is Connection else await self._acquire(bulkhead, deadline, bool(decision))
+        )
         try:
             return await connection.exchange(outbound, deadline)
         except Stale:
             bulkhead.stale += 1
-        connection = await self._acquire(bulkhead, deadline, fresh=True)
+        connection = await self._acquire(bulkhead, deadline, bulkhead.reserve())
         try:
             return await connection.exchange(outbound, deadline)
         except Stale:  # a waiter may have been handed a reused one after all
             raise UpstreamCut(f"provider {outbound.origin.name} closed the connection before an answer") from None
 
-    async def _acquire(self, bulkhead: Bulkhead, deadline: Deadline, *, fresh: bool = False) -> Connection:
-        decision = bulkhead.reserve() if fresh else bulkhead.assign(self.loop.time())
-        if isinstance(decision, Connection):
-            return decision
-        if not decision:
+    async def _acquire(self, bulkhead: Bulkhead, deadline: Deadline, room: bool) -> Connection:
+        """A connection that has to be dialed, or (without room) waited for."""
+        if not room:
             granted = await self._queue(bulkhead, deadline)
             if granted is not None:
                 return granted
+        task = self.loop.create_task(self._dial(bulkhead, deadline))  # for its scopes of time; a Drive has no task
+        self._dials.add(task)
+        task.add_done_callback(lambda dialed: self._dialed(bulkhead, dialed))
         try:
-            connection = await self._dialer.dial(bulkhead.origin, deadline, lambda: self._new(bulkhead))
-        except BaseException:
-            bulkhead.undialed()
+            return await task
+        except asyncio.CancelledError:
+            if not task.cancel() and not task.cancelled() and task.exception() is None:  # dialed in this very moment
+                bulkhead.freed(task.result())
             raise
+
+    async def _dial(self, bulkhead: Bulkhead, deadline: Deadline) -> Connection:
+        connection = await self._dialer.dial(bulkhead.origin, deadline, lambda: self._new(bulkhead))
         bulkhead.dialed(connection)
         if self.closed:
             connection.abort()
             raise Draining("the sidecar is shutting down")
         return connection
+
+    def _dialed(self, bulkhead: Bulkhead, dialed: asyncio.Task[Connection]) -> None:
+        """The end of a dial, however it came: one that brought no connection gives its room back."""
+        self._dials.discard(dialed)
+        if dialed.cancelled() or (dialed.exception() is not None and not isinstance(dialed.exception(), Draining)):
+            bulkhead.undialed()
 
     async def _queue(self, bulkhead: Bulkhead, deadline: Deadline) -> Connection | None:
         """Wait for room: a connection, or None for the right to dial."""

@@ -9,11 +9,12 @@ import resource
 import select
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from sidecar.config import Server as Settings
-from sidecar.server.connection import Connection
+from sidecar.drive import Drive
+from sidecar.server.connection import Connection, Cycle
 from sidecar.server.lifespan import Lifespan
 from sidecar.server.sockets import BACKLOG, bind_all, named, unbind
 from sidecar.types import ASGIApp
@@ -28,6 +29,9 @@ _FD_SHARE: Final = 0.45  # an exchange holds two descriptors, and something must
 _CLIENTS_OWN: Final = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR))
 
 Log = Callable[[Mapping[str, Any]], None]
+# An app may have a method `direct(cycle)`: offered each request before a scope is built, it answers a coroutine that
+# serves it through the Cycle's own methods, or None to have it served as ASGI.
+Direct = Callable[[Cycle], Coroutine[Any, Any, object] | None]
 
 
 class Hangups:
@@ -81,7 +85,8 @@ class Server:
         self.state: dict[str, Any] = {}  # of the app's lifespan
         self.connections: set[Connection] = set()
         self.idle: dict[Connection, None] = {}  # between requests, the one idle longest first
-        self.tasks: set[asyncio.Task[None]] = set()  # one for each exchange
+        self.work: set[asyncio.Task[None] | Drive] = set()  # one for each exchange
+        self.direct: Direct | None = getattr(app, "direct", None)
         self.draining = False
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
@@ -93,6 +98,7 @@ class Server:
         self._room = asyncio.Event()  # there may be room for one more connection
         self._empty = asyncio.Event()  # there are no connections any more
         self._hurried = asyncio.Event()
+        self._worked = asyncio.Event()  # no app is at work any more, while stopping
         self._lifespan = Lifespan(app, self.state)
         self._most = settings.max_connections or _most_connections()
         self._context = _tls(settings)
@@ -140,14 +146,20 @@ class Server:
                 connection.close()
         await self._until_empty(drain_seconds)
         self.stopping = True
-        for task in list(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=LAST_WORDS_SECONDS)
+        for work in list(self.work):
+            work.cancel()
+        if self.work:
+            await _happens(self._worked, LAST_WORDS_SECONDS)
         await self._close_all()
         if (words := await self._lifespan.shutdown()) is not None:
             self.note("lifespan", f"the app did not end well: {words}", None)
         self.hangups.close()
+
+    def forget_work(self, work: asyncio.Task[None] | Drive) -> None:
+        """An exchange's app has ended."""
+        self.work.discard(work)
+        if self.stopping and not self.work:
+            self._worked.set()
 
     def hurry(self) -> None:
         """A second signal: do not wait for what is under way."""
@@ -267,7 +279,7 @@ class Server:
             self._log({"event": "bug", "trace": trace})
 
     def __repr__(self) -> str:
-        return f"<Server {len(self.connections)} connections, {len(self.idle)} idle, {len(self.tasks)} exchanges>"
+        return f"<Server {len(self.connections)} connections, {len(self.idle)} idle, {len(self.work)} exchanges>"
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

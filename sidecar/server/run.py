@@ -78,6 +78,7 @@ async def serve(served: Served, settings: Settings, sockets: list[socket.socket]
     if orders is not None:
         loop.add_reader(orders, obey, orders)
     gc.collect()
+    gc.set_threshold(20_000, 50, 100)
     gc.freeze()  # what exists by now stays: the collector need not look at it again and again
     served.on_ready(server.addresses)
     lame_duck = await stopped

@@ -21,6 +21,8 @@ MAX_DEPTH = 64  # nested arrays and objects; providers refuse far less, and a de
 _envelope = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 _document = msgspec.json.Decoder()
+_text = msgspec.json.Decoder(str)  # decoders are made once: `msgspec.json.decode` makes one a call
+_flag = msgspec.json.Decoder(bool | None)
 _BOM = b"\xef\xbb\xbf"
 _BRACES = bytes.maketrans(b"[]", b"{}")
 _NO_BRACES = bytes(set(range(256)) - set(b'[]{}"'))
@@ -68,6 +70,22 @@ def view(member: msgspec.Raw | bytes, type_: Any, path: str) -> Any:
         raise BodyInvalid(f"not valid JSON: {_lower(error)}", param=path) from None
     except RecursionError:  # JSON inside a string is not seen by `envelope`
         raise BodyInvalid(f"nests deeper than {MAX_DEPTH} levels", param=path) from None
+
+
+def text(member: msgspec.Raw, path: str) -> str:
+    """A member that is a string. Raises BodyInvalid."""
+    try:
+        return _text.decode(member)
+    except msgspec.DecodeError:
+        return str(view(member, str, path))  # raises, with the words
+
+
+def flag(member: msgspec.Raw, path: str) -> bool:
+    """A member that is true, false or null. Raises BodyInvalid."""
+    try:
+        return bool(_flag.decode(member))
+    except msgspec.DecodeError:
+        return bool(view(member, bool | None, path))
 
 
 def document(data: bytes | msgspec.Raw) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
@@ -50,17 +51,36 @@ _UPWARD_PREFIXES: Final = (b"x-sidecar-", b"x-forwarded-", b"proxy-")
 _DIALECT_PREFIXES: Final = (*_UPWARD_PREFIXES, b"anthropic-", b"openai-", b"x-goog-")
 
 
+class Verdicts(dict[bytes, bool]):
+    """Whether a header passes, by its name; remembered, since the same few names come again and again."""
+
+    def __init__(self, names: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
+        self._names = names
+        self._prefixes = prefixes
+
+    def __missing__(self, name: bytes) -> bool:
+        passes = name not in self._names and not name.startswith(self._prefixes)
+        if len(self) < _MOST_REMEMBERED:
+            self[name] = passes
+        return passes
+
+
+_MOST_REMEMBERED: Final = 1024
+_UP: Final = Verdicts(_UPWARD, _UPWARD_PREFIXES)
+_UP_TRANSLATED: Final = Verdicts(_UPWARD, _DIALECT_PREFIXES)
+_DOWN: Final = Verdicts(_DOWNWARD, (b"x-sidecar-", b"proxy-"))
+
+
 def upward(headers: Headers, *, translated: bool = False) -> Headers:
-    """What of a client's headers goes on to the provider; headers of the client's API only to a provider of that API."""
-    prefixes = _DIALECT_PREFIXES if translated else _UPWARD_PREFIXES
-    kept = [pair for pair in headers if pair[0] not in _UPWARD and not pair[0].startswith(prefixes)]
-    return _without_named(kept, headers)
+    """What of a client's headers goes on to the provider; those of the client's API only to a provider of that API."""
+    passes = _UP_TRANSLATED if translated else _UP
+    return _without_named([pair for pair in headers if passes[pair[0]]], headers)
 
 
-def downward(headers: Headers) -> Headers:
-    """What of a provider's headers goes on to the client."""
-    kept = [pair for pair in headers if pair[0] not in _DOWNWARD and not pair[0].startswith(b"x-sidecar-")]
-    return _without_named(kept, headers)
+def downward(headers: Headers, index: Container[bytes]) -> Headers:
+    """What of a provider's headers goes on to the client. `index`: their names."""
+    kept = [pair for pair in headers if _DOWN[pair[0]]]
+    return _without_named(kept, headers) if b"connection" in index else kept
 
 
 def get(headers: Headers, name: bytes) -> bytes | None:
@@ -73,9 +93,8 @@ def get(headers: Headers, name: bytes) -> bytes | None:
 
 def _without_named(kept: Headers, headers: Headers) -> Headers:
     """Drop what a Connection header names: it is for this hop alone."""
+    tokens: set[bytes] = set()
     for name, value in headers:
         if name == b"connection":
-            tokens = {token.strip() for token in value.lower().split(b",")} - {b"close", b"keep-alive", b""}
-            if tokens:
-                kept = [pair for pair in kept if pair[0] not in tokens]
-    return kept
+            tokens.update(token.strip() for token in value.lower().split(b","))
+    return [pair for pair in kept if pair[0] not in tokens]

@@ -350,9 +350,6 @@ def test_names_that_strangers_make_up_are_one_series(tmp_path: Path) -> None:
         assert process.end() == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a made-up model of a configured provider is a series, though no provider knows it"
-)
 def test_nor_are_those_that_a_provider_refuses(tmp_path: Path) -> None:
     """D31 again: the provider is asked, and knows no such model."""
     with started("simulate", "--port", "0", "--model", "sim-large", folder=tmp_path) as provider:

@@ -311,7 +311,6 @@ async def test_each_target_gets_the_request_in_its_own_words() -> None:
 # -- what clients choose
 
 
-@pytest.mark.xfail(strict=True, reason="the client's query string is not passed on yet")
 async def test_a_query_string_reaches_the_provider() -> None:
     """Anthropic's SDK asks for its beta endpoints with `?beta=true`."""
     async with asking("anthropic") as (client, provider):

@@ -59,7 +59,6 @@ async def test_anthropics_beta_endpoints(name: str) -> None:
         assert b'"a_new_member":{"b":1.0}' in seen.body
 
 
-@pytest.mark.xfail(strict=True, reason="the query of a request is not sent on yet")
 @pytest.mark.parametrize("name", FEW)
 async def test_the_query_of_a_request(name: str) -> None:
     async with behind(name) as (door, simulator), door.anthropic_async() as client:

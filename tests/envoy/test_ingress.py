@@ -47,7 +47,7 @@ async def ingress(script: Script, folder: Path) -> AsyncIterator[tuple[RawServer
             try:
                 await _listens(port, process, folder / "log")
                 yield peer, port
-                await comes_true(lambda: not server.tasks, "no exchange is left")
+                await comes_true(lambda: not server.work, "no exchange is left")
             finally:
                 if process.returncode is None:
                     process.kill()

@@ -70,7 +70,7 @@ class Stand:
     def idle(self) -> bool:
         """Nothing is under way."""
         quiet = all(row[name] == 0 for row in self.app.pool.stats() for name in ("dialing", "busy", "waiting"))
-        return quiet and not self.server.tasks and repr(self.app._limits) == "<Limits 0 running, 0 waiting>"
+        return quiet and not self.server.work and repr(self.app._limits) == "<Limits 0 running, 0 waiting>"
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
@@ -133,6 +133,7 @@ async def standing(
                 **config,
             )
             app = Sidecar(full, guard=True)
+            app._ledger.open = True  # as with a log that is written
             async with Server(app, full.server, log=app.note) as server:
                 stand = Stand(app, server, raw)
                 yield stand
@@ -174,7 +175,8 @@ def read(data: bytes) -> Reply:
     if match[1] == b"100":
         return read(body)
     lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
-    reply = Reply(int(match[1]), [(name, value) for name, _, value in lines], body, ended=False)
+    headers = [(name, value) for name, _, value in lines]
+    reply = Reply(int(match[1]), headers, body, ended=match[1] == b"204")  # RFC 9110 8.6: it has no length
     if (length := reply.get(b"content-length")) is not None:
         size = int(length)
         reply.body, reply.rest, reply.ended = body[:size], body[size:], len(body) >= size

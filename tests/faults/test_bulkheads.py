@@ -110,7 +110,6 @@ async def test_over_a_limit_it_is_said_at_once(way: str, code: str) -> None:
         assert len(stand.peer.requests) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the wait in a queue knows nothing of the client's own deadline")
 async def test_a_queue_is_left_at_the_clients_own_deadline() -> None:
     release = asyncio.Event()
     script: Script = [REQUEST, Pause(release), CHAT.whole()]

@@ -47,8 +47,16 @@ class Inbound:
     def __init__(self, status: int, headers: Headers, pieces: list[bytes], *, cut: bool = False) -> None:
         self.status = status
         self.headers = headers
+        self.index = dict(headers)
         self._pieces = [piece for piece in pieces if piece]
         self._cut = cut
+
+    def whole(self) -> bytes | None:
+        """All at once, where it is one piece and not cut: as when it comes in one segment."""
+        return self._pieces.pop() if len(self._pieces) == 1 and not self._cut else None
+
+    def unread(self, data: bytes) -> None:
+        self._pieces.insert(0, data)
 
     async def read(self) -> bytes:
         await asyncio.sleep(0)

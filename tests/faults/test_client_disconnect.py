@@ -115,7 +115,7 @@ async def test_while_a_connection_is_made(ending: Act) -> None:
 async def test_while_it_sends_its_request(ending: Act) -> None:
     async with standing([]) as stand, stand.client() as client:
         await client.run(post(CHAT.path, b'{"model":"lab/m"', length=1000))
-        await comes_true(lambda: stand.server.tasks, "being read")
+        await comes_true(lambda: stand.server.work, "being read")
         await client.run(ending)
         await comes_true(stand.idle, "idle")
         assert stand.peer.connections == []

@@ -114,7 +114,6 @@ async def test_what_comes_down(way: Way, stream: bool) -> None:
         assert reply.ended
 
 
-@pytest.mark.xfail(strict=True, reason="of the names that begin with proxy- only the known ones are dropped downwards")
 async def test_nothing_of_a_proxys_comes_down() -> None:
     async with standing([REQUEST, answer(CHAT.theirs.body, b"proxy-status: x", b"proxy-anything: x")]) as stand:
         reply = await stand.ask(ask(CHAT, stream=False))

@@ -92,7 +92,6 @@ async def test_whatever_goes_wrong_nothing_is_told(way: Way, caplog: pytest.LogC
     assert "canary" not in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="the headers of a provider's table are shown by the repr of what is made of it")
 async def test_nor_by_the_repr_of_what_routes() -> None:
     async with standing([], options={"headers": {"x-extra-key": KEY}}) as stand:
         assert KEY not in repr(stand.app._spine)

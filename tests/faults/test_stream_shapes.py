@@ -96,7 +96,6 @@ async def test_an_end_that_is_missing_is_an_error_and_not_an_end(way: Way, frami
         assert not way.same or (await stand.recorded())[0]["error"]
 
 
-@pytest.mark.xfail(strict=True, reason="the translator tells the client, and nobody the log")
 @pytest.mark.parametrize("name", ["chat from messages", "messages from chat"])
 async def test_an_end_that_is_missing_is_in_the_log(name: str) -> None:
     async with standing([REQUEST, WAYS[name].stream(3) + LAST]) as stand:
@@ -208,7 +207,6 @@ async def test_a_coding_that_is_none(stream: bool) -> None:
         assert (await stand.ask(ask(CHAT, stream=stream))).body == plain
 
 
-@pytest.mark.xfail(strict=True, reason="the error event stands in plain text behind coded bytes, and then a proper end")
 async def test_a_coded_stream_that_is_cut_is_cut_for_the_client_too() -> None:
     coded = gzip.compress(b"".join(CHAT.theirs.events))
     async with standing([REQUEST, head(b"content-encoding: gzip") + chunk(coded[:150]), CLOSE]) as stand:
@@ -216,7 +214,6 @@ async def test_a_coded_stream_that_is_cut_is_cut_for_the_client_too() -> None:
         assert not reply.ended
 
 
-@pytest.mark.xfail(strict=True, reason="the type of the answer is compared with its case")
 async def test_the_type_of_a_stream_has_no_case() -> None:
     async with standing([REQUEST, head(kind=b"Text/Event-Stream") + chunk(CHAT.theirs.events[1]) + LAST]) as stand:
         assert b'"provider_cut"' in (await stand.ask(ask(CHAT))).body
@@ -252,7 +249,6 @@ async def test_a_bomb_is_refused(way: Way, stream: bool) -> None:
         assert (reply.status, reply.json["error"]["code"]) == (502, "provider_protocol_error")
 
 
-@pytest.mark.xfail(strict=True, reason="nobody calls Inflate.finish() at the end of a body")
 @BOTH
 async def test_a_coded_answer_that_is_cut_off_inside_its_coding(stream: bool) -> None:
     """Its framing says that it is whole; its coding, that it is not."""

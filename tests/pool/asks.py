@@ -16,6 +16,7 @@ from sidecar.errors import ProviderError
 from sidecar.pool import Pool
 from sidecar.pool.connection import Answer
 from sidecar.types import Auth, Deadline, Headers, Origin, Outbound, PoolLimits
+from sidecar.wire.http1 import head_lines
 from tests.faults.ground import nothing_left
 from tests.faults.peer import RawServer, Script
 
@@ -44,8 +45,7 @@ def ask(
         origin=to if isinstance(to, Origin) else origin(to),
         method=method,
         path=path,
-        host=b"provider.test",
-        headers=[(b"x-one", b"1")] if headers is None else headers,
+        lines=head_lines([(b"host", b"provider.test"), *([(b"x-one", b"1")] if headers is None else headers)]),
         auth=auth,
         body=body,
     )

@@ -53,22 +53,9 @@ SERVED = {  # what looks odd and is plain: name -> (bytes, calls)
     "an offer with a body": (post(b"abc", b"Connection: Upgrade", b"Upgrade: h2c"), [("POST", b"/", b"abc")]),
 }
 
-# Found by this corpus and not mended yet: each is served today.
-OPEN = {
-    "a bare line feed before the request",
-    "a bare carriage return before the request",
-    "RTSP",
-    "ICE",
-    "two spaces before the target",
-    "two spaces before the version",
-    "a target with an escaped NUL",
-    "an absolute target with a fragment",
-}
-_MARK = pytest.mark.xfail(strict=True, reason="wire/http1.py serves it")
-
 
 def _cases() -> list[object]:
-    return [pytest.param(*case, id=name, marks=_MARK if name in OPEN else ()) for name, case in CORPUS.items()]
+    return [pytest.param(*case, id=name) for name, case in CORPUS.items()]
 
 
 @pytest.mark.parametrize(("data", "status"), _cases())

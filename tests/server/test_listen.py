@@ -79,18 +79,12 @@ async def test_sockets_that_somebody_else_has_bound() -> None:
 # -- TLS
 
 
-TLS_LEAKS = pytest.mark.xfail(
-    strict=True, reason="Connection.connection_lost asks a TLS transport for a socket that it has no more"
-)
-
-
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
 
 
-@TLS_LEAKS
 async def test_tls(authority: trustme.CA, certificate: dict[str, str]) -> None:
     app = Echo()
     async with serving(app, **certificate) as ground:
@@ -106,7 +100,6 @@ async def test_tls(authority: trustme.CA, certificate: dict[str, str]) -> None:
         assert [scope["scheme"] for scope in app.scopes] == ["https"] * 3
 
 
-@TLS_LEAKS
 async def test_a_client_of_tls_that_leaves(authority: trustme.CA, certificate: dict[str, str]) -> None:
     app = Waits()
     async with serving(app, **certificate) as ground:
@@ -139,7 +132,6 @@ async def test_old_tls_is_refused(authority: trustme.CA, certificate: dict[str, 
                 pass
 
 
-@TLS_LEAKS
 async def test_a_handshake_delays_nobody_else(authority: trustme.CA, certificate: dict[str, str]) -> None:
     async with serving(Echo(), **certificate) as ground:
         async with ground.client(), ground.client(), RawClient(ground.port, tls=trusting(authority)) as client:

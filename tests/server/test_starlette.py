@@ -105,13 +105,7 @@ async def test_a_stream(server: str, kind: str) -> None:
             assert dechunked(body_of(got)) == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
 
 
-_ENDLESS = [
-    pytest.param(
-        "sidecar",
-        marks=pytest.mark.xfail(strict=True, reason="ASGI 2.4 without the OSError of a send to who has left"),
-    ),
-    "uvicorn",
-]
+_ENDLESS = ["sidecar", "uvicorn"]
 
 
 @pytest.mark.parametrize("server", _ENDLESS)

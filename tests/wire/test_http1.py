@@ -21,7 +21,6 @@ from sidecar.wire.http1 import (
     head_lines,
 )
 from tests.server.corpus import CORPUS, FOLLOWER
-from tests.server.test_framing import OPEN
 
 LIMITS = Limits()
 Reader = RequestReader | ResponseReader
@@ -222,7 +221,7 @@ def refused(segments: Iterable[bytes]) -> Malformed:
     return caught.value
 
 
-PLAIN = [pytest.param(*case, id=name) for name, case in CORPUS.items() if name not in OPEN]
+PLAIN = [pytest.param(*case, id=name) for name, case in CORPUS.items()]
 
 
 @pytest.mark.parametrize(("data", "status"), PLAIN)
