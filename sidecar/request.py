@@ -114,8 +114,6 @@ def translate(
     if translated:
         ask = CONVERSATIONS[spoken].read_request(members)
         sent = CONVERSATIONS[target.dialect].write_request(ask, target.model).members
-        if not upstream.stream_usage:
-            sent.pop("stream_options", None)
     else:
         sent = members.copy()
         sent["model"] = target.raw_model

@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         "_body_bytes",
         "_discarded",
         "_drained",
+        "_held_at",
         "_left",
         "_loop",
         "_reading",
@@ -139,6 +140,7 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None  # of a send() that waits for the client to take bytes
         self._body_began = 0.0
         self._body_bytes = 0
+        self._held_at = 0.0  # since when the client is held back
         self._discarded = 0
         self._left = False  # the client has ended its side
         self._unsent = 0  # bytes of an answer that its client had not taken at the last look
@@ -293,6 +295,7 @@ class Connection(asyncio.Protocol):
         """Stop reading; its going is then seen by the hang-up watch, since nothing else would tell."""
         if self._reading and self.transport is not None:
             self._reading = False
+            self._held_at = self._loop.time()
             self.transport.pause_reading()
             if self.phase is Phase.BODY:
                 self._alarm.clear()
@@ -305,7 +308,7 @@ class Connection(asyncio.Protocol):
             self._watch(hangup=False)
             self.transport.resume_reading()
             if self.phase is Phase.BODY:
-                self._body_began = self._loop.time() - self._body_bytes / MIN_BODY_RATE  # the wait was ours
+                self._body_began += self._loop.time() - self._held_at  # the wait was ours
                 self._read_on()
 
     def _watch(self, *, hangup: bool) -> None:
