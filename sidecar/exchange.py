@@ -434,7 +434,7 @@ def _plain(coding: bytes, data: bytes) -> bytes:
 
 
 def _accepts(exchange: Exchange, coding: bytes) -> bool:
-    return coding in (exchange.client.index.get(b"accept-encoding") or b"")
+    return exchange.asking is not None and coding.lower() in exchange.asking.accepts
 
 
 def _lines(exchange: Exchange, status: int, index: Mapping[bytes, bytes]) -> bytes:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sidecar.clock import now
 from sidecar.dialects.neutral import Conversation, Delta, Fault, Meter
-from sidecar.errors import UpstreamCut
+from sidecar.errors import UpstreamCut, UpstreamTimeout
 from sidecar.types import Client, Inbound, Outcome
 from sidecar.wire import sse
 from sidecar.wire.coding import Inflate
@@ -133,14 +133,18 @@ async def relay(inbound: Inbound, way: Way, client: Client, begin: Begin, outcom
 
     Raises UpstreamCut and its like. What the client is then told is the spine's to say.
     """
-    while data := await _read(inbound, outcome):
-        out = way.feed(data)
-        if out:
-            outcome.bytes_sent += len(out)
-            if outcome.first_byte_at is None:
-                await begin(out, True)
-            else:
-                await client.write(out, more=True)
+    try:
+        while data := await _read(inbound, outcome):
+            out = way.feed(data)
+            if out:
+                outcome.bytes_sent += len(out)
+                if outcome.first_byte_at is None:
+                    await begin(out, True)
+                else:
+                    await client.write(out, more=True)
+    except (UpstreamCut, UpstreamTimeout):
+        if not way.meter.closed:  # behind its last word an answer is whole, whatever becomes of the connection
+            raise
     out = way.finish()
     outcome.bytes_sent += len(out)
     outcome.complete = True

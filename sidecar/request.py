@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -31,6 +32,7 @@ ANONYMOUS = Caller(name="")
 _JSON = (b"content-type", b"application/json")
 _IDENTITY = (b"accept-encoding", b"identity")
 _MAX_TIMEOUT_MS = 86_400_000
+_REFUSED = re.compile(rb"\s*q\s*=\s*0(?:\.0*)?\s*")
 _KEY_PARAMETERS = frozenset((b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"token"))
 
 
@@ -48,7 +50,7 @@ class Asking(msgspec.Struct):
     asker: Asker
     timeout: float  # seconds the client waits, by its own word; infinite where it says nothing
     fallback: bool
-    accepts: bytes  # content codings of answers
+    accepts: frozenset[bytes]  # content codings of answers
     lines: dict[str, bytes] = {}  # of what goes up, by provider and dialect
 
 
@@ -63,7 +65,7 @@ def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, clie
         asker,
         _timeout(index),
         index.get(b"x-sidecar-fallback") != b"off",
-        index.get(b"accept-encoding", b""),
+        _codings(index.get(b"accept-encoding", b"")),
     )
     client.notes["asking"] = asking
     return asking
@@ -167,6 +169,12 @@ def _auth(upstream: Upstream, headers: Headers) -> Auth | None:
     if upstream.missing_key is not None:
         raise Misconfigured(f"provider {upstream.name} has no key: {upstream.missing_key}")
     return None
+
+
+def _codings(accepted: bytes) -> frozenset[bytes]:
+    """The content codings that an Accept-Encoding names, but for those it refuses by `q=0` (RFC 9110 12.5.3)."""
+    pairs = [each.partition(b";") for each in accepted.lower().split(b",")]
+    return frozenset(name.strip() for name, _, weight in pairs if not _REFUSED.fullmatch(weight))
 
 
 def _timeout(index: dict[bytes, bytes]) -> float:

@@ -102,3 +102,16 @@ def test_but_in_milliseconds_of_a_day_at_most(value: bytes) -> None:
 def test_nor_in_a_number_of_thousands_of_digits() -> None:
     with pytest.raises(BodyInvalid):
         timeout(b"9" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "codings"),
+    [
+        (b"gzip, deflate", {b"gzip", b"deflate"}),
+        (b"GZIP;q=0.5", {b"gzip"}),
+        (b"gzip;q=0, br; q=0.00,identity", {b"identity"}),
+    ],
+)
+def test_a_coding_that_is_refused_is_not_accepted(accepted: bytes, codings: set[bytes]) -> None:
+    client = AsgiClient({"headers": [(b"accept-encoding", accepted)]}, nothing, nothing)
+    assert read_head(LIMITS, {}, NOBODY, client).accepts == codings

@@ -192,6 +192,11 @@ class StreamMeter:
         self.fault: str | None = None
 
     @property
+    def closed(self) -> bool:
+        """message_stop came."""
+        return self.ended
+
+    @property
     def usage(self) -> Usage | None:
         return self._usage.neutral() if self._usage is not None else None
 
@@ -238,6 +243,10 @@ class UnaryMeter:
     @property
     def ended(self) -> bool:
         return True
+
+    @property
+    def closed(self) -> bool:
+        return False
 
     @property
     def fault(self) -> str | None:

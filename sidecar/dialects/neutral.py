@@ -234,7 +234,12 @@ class Meter(Protocol):
 
     @property
     def ended(self) -> bool:
-        """The answer has ended as its API says."""
+        """The answer has ended as its API says, or as providers of it leave it."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """The API's own last word has come: nothing may follow."""
         ...
 
     @property

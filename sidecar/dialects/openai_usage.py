@@ -15,6 +15,7 @@ from sidecar.wire import sse
 
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 # [DONE] at the head of a line only, for a text may hold the word; a reason with something in it, for some send "".
+_DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 _ENDING: Final = re.compile(rb'(?:^|[\r\n])data: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]')
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _TAIL_BYTES: Final = 64 * 1024
@@ -140,6 +141,11 @@ class StreamMeter:
         """[DONE] came; or a finish_reason or the usage, behind which some providers leave it out."""
         return self._closed or any(_ENDING.search(block) for block in self._last)
 
+    @property
+    def closed(self) -> bool:
+        """[DONE] came."""
+        return any(_DONE.search(block) for block in self._last)
+
     def _read_usage(self, block: bytes) -> bytes:
         start = 0
         kept: list[bytes] = []
@@ -205,6 +211,10 @@ class UnaryMeter:
     @property
     def ended(self) -> bool:
         return True
+
+    @property
+    def closed(self) -> bool:
+        return False
 
     @property
     def fault(self) -> str | None:

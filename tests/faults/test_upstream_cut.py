@@ -61,7 +61,6 @@ async def test_at_every_position_of_a_stream(way: Way, ending: Act) -> None:
         assert len(stand.peer.requests) == len(positions)
 
 
-@pytest.mark.xfail(strict=True, reason="an error event follows the end of the answer, which the SDKs then raise")
 @EVERY_WAY
 async def test_behind_the_last_event_it_is_whole(way: Way) -> None:
     """Everything that the API calls an answer has come; that the transport's own end is missing harms nobody."""
