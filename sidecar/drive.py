@@ -170,3 +170,31 @@ class Drive:
     def __repr__(self) -> str:
         state = "over" if self._coroutine is None else "running" if self._running else "waiting"
         return f"<Drive {state}>"
+
+
+class Round:
+    """What is to be done once the loop's present round has read all that there is to read: sending, above all.
+
+    A write wakes the process at the other end, which costs more than all our own work on an event. Writes of one round
+    are made one after another, while their readers are awake. Nobody waits longer than the round takes.
+    """
+
+    __slots__ = ("_calls", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: list[Callable[[], object]] = []
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Call it at the end of this round. It must not raise."""
+        if not self._calls:
+            self._loop.call_soon(self._run)
+        self._calls.append(call)
+
+    def _run(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def __repr__(self) -> str:
+        return f"<Round {len(self._calls)} calls>"

@@ -11,7 +11,7 @@ import select
 from typing import Final, Protocol, cast
 
 from sidecar.clock import Alarm
-from sidecar.drive import Signal
+from sidecar.drive import Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.types import Deadline, Headers, Outbound
 from sidecar.wire.http1 import END, Limits, ResponseHead, ResponseReader
@@ -95,8 +95,10 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_poll",
         "_reader",
+        "_round",
         "_signal",
         "_transport",
+        "_unsent",
         "born",
         "idle_since",
         "phase",
@@ -105,13 +107,22 @@ class Connection(asyncio.Protocol):
         "uses",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, origin: str, retire_at: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        origin: str,
+        retire_at: float,
+        sending: Round | None = None,
+    ) -> None:
         self._loop = loop
         self._owner = owner
         self._origin = origin  # in words, for errors
         self._alarm = Alarm(loop, self._ring)
         self._reader = ResponseReader(_LIMITS)
         self._transport: asyncio.Transport | None = None
+        self._round = sending or Round(loop)
+        self._unsent = b""  # a request, until the end of the loop's round
         self._signal = Signal(loop)  # for the one exchange that waits for the head, or for bytes
         self._paused = False
         self._poll: select.poll | None = None
@@ -153,7 +164,8 @@ class Connection(asyncio.Protocol):
         self._reader.expect(outbound.method)
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
         if len(outbound.body) <= _JOIN_BYTES:
-            transport.write(head + outbound.body)
+            self._unsent = head + outbound.body
+            self._round.later(self._send)
         else:
             transport.write(head)
             transport.write(outbound.body)
@@ -206,6 +218,7 @@ class Connection(asyncio.Protocol):
             and head.keep_alive
             and not self._reader.excess
             and not self.size
+            and not self._unsent
             and not transport.is_closing()
             and transport.get_write_buffer_size() == 0
         )
@@ -292,6 +305,12 @@ class Connection(asyncio.Protocol):
         self._gone(self._error)
 
     # -- inside
+
+    def _send(self) -> None:
+        """The request goes, unless it has been given up within the round."""
+        data, self._unsent = self._unsent, b""
+        if data and self._transport is not None:
+            self._transport.write(data)
 
     def _readable(self) -> bool:
         """Is there anything to read, or an end, that the loop has not told of yet? It would be taken for the answer."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
+from sidecar.drive import Round
 from sidecar.errors import Draining, PoolExhausted, UpstreamCut
 from sidecar.pool.connection import Answer, Connection, Phase, Stale
 from sidecar.pool.dial import Dialer
@@ -173,6 +174,7 @@ class Pool:
         self._dialer = Dialer(proxies or {})
         self._bulkheads: dict[Origin, Bulkhead] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._round: Round | None = None  # in which requests are sent
         self._dials: set[asyncio.Task[Connection]] = set()  # under way
         self.closed = False
 
@@ -264,7 +266,9 @@ class Pool:
     def _new(self, bulkhead: Bulkhead) -> Connection:
         loop = self.loop
         age = bulkhead.limits.max_age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311  # not a secret
-        return Connection(loop, bulkhead, f"provider {bulkhead.origin.name}", loop.time() + age)
+        if self._round is None:
+            self._round = Round(loop)
+        return Connection(loop, bulkhead, f"provider {bulkhead.origin.name}", loop.time() + age, self._round)
 
     def stats(self) -> list[dict[str, object]]:
         """For /status: the numbers of each origin."""

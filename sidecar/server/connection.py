@@ -106,6 +106,8 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_reading",
         "_requests",
+        "_unflushed",
+        "_unflushed_bytes",
         "_unsent",
         "_writable",
         "bound",
@@ -143,6 +145,8 @@ class Connection(asyncio.Protocol):
         self._held_at = 0.0  # since when the client is held back
         self._discarded = 0
         self._left = False  # the client has ended its side
+        self._unflushed: list[bytes] = []  # written in this round of the loop
+        self._unflushed_bytes = 0
         self._unsent = 0  # bytes of an answer that its client had not taken at the last look
 
     # -- asyncio's side
@@ -326,8 +330,24 @@ class Connection(asyncio.Protocol):
     # -- answers
 
     def write(self, data: bytes) -> None:
-        if self.transport is not None:
-            self.transport.write(data)
+        """Send at the end of the loop's round (drive.Round), together with what else it brings for this client."""
+        if self.transport is None:
+            return
+        if self._unflushed:
+            self._unflushed.append(data)
+            self._unflushed_bytes += len(data)
+            if self._unflushed_bytes > HIGH_WATER:  # an app that never waits is told by this to wait
+                self.flush()
+        else:
+            self._unflushed.append(data)
+            self._unflushed_bytes = len(data)
+            self.server.round.later(self.flush)
+
+    def flush(self) -> None:
+        """Send what was written in this round."""
+        pieces, self._unflushed = self._unflushed, []
+        if pieces and self.transport is not None:
+            self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     async def drained(self) -> None:
         """Wait until the client has taken enough, or has gone."""
@@ -412,6 +432,7 @@ class Connection(asyncio.Protocol):
         self.server.idle.pop(self, None)
         self.unhold()
         self._alarm.set(self._loop.time() + LINGER_SECONDS)
+        self.flush()
         if transport.can_write_eof():
             transport.write_eof()
 
@@ -428,6 +449,7 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.phase = Phase.CLOSED
             self.server.idle.pop(self, None)
+            self.flush()
             self.transport.close()
             self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
 
@@ -435,6 +457,7 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.phase = Phase.CLOSED
             self.server.idle.pop(self, None)
+            self.flush()  # what was sent before it broke
             self.transport.abort()
 
     def _ring(self) -> None:
@@ -593,7 +616,7 @@ class Cycle(msgspec.Struct, eq=False):
                 data,
             )
             self.began = self.complete = True
-            connection.transport.write(b"".join(head))
+            connection.write(b"".join(head))
             connection.answered(self)
         if not connection.writable:
             await connection.drained()

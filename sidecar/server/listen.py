@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from sidecar.config import Server as Settings
-from sidecar.drive import Drive
+from sidecar.drive import Drive, Round
 from sidecar.server.connection import Connection, Cycle
 from sidecar.server.lifespan import Lifespan
 from sidecar.server.sockets import BACKLOG, bind_all, named, unbind
@@ -91,6 +91,7 @@ class Server:
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.hangups: Hangups
+        self.round: Round
         self._log = log
         self._sockets = sockets or []
         self._accepting: list[asyncio.Task[None]] = []
@@ -116,6 +117,7 @@ class Server:
         """Raises OSError (addresses) or AppFailed, and leaves nothing behind then."""
         self.loop = asyncio.get_running_loop()
         self.hangups = Hangups(self.loop)
+        self.round = Round(self.loop)
         try:
             await self._lifespan.startup(self.loop)
             if not self._sockets:
