@@ -51,6 +51,7 @@ class Cycle(Client, Protocol):
     method: str
     path: bytes
     tcp: bool  # it came by a port
+    loop: asyncio.AbstractEventLoop
 
 
 class Sidecar:
@@ -193,7 +194,7 @@ class Sidecar:
         endpoint = _DIRECT.get(client.path)
         if endpoint is None or client.method != "POST" or self._pool.closed:
             return None
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not client.loop:
             return None
         if self._guard:
             if b"origin" in client.index:

@@ -109,12 +109,14 @@ class Ledger:
 
     def drain(self) -> bytes:
         """The queued lines, encoded. Called from the log's thread; `deque` takes care of itself."""
-        lines: list[bytes] = []
         queue = self._queue
-        for _ in range(len(queue)):
-            entry = queue.popleft()
-            lines.append(line(entry) if isinstance(entry, Record) else orjson.dumps(entry))
-        return b"\n".join([*lines, b""]) if lines else b""
+        entries = [queue.popleft() for _ in range(len(queue))]
+        if not entries:
+            return b""
+        started = wall() - now()
+        return _encoder.encode_lines(
+            [line(entry, started) if type(entry) is Record else msgspec.Raw(orjson.dumps(entry)) for entry in entries]
+        )
 
     def stats(self) -> dict[str, object]:
         """For /status."""
@@ -219,14 +221,14 @@ class Line(msgspec.Struct, gc=False):
     cached_tokens: int | None
 
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
 
 
-def line(record: Record) -> bytes:
-    """One line of the access log."""
+def line(record: Record, started: float) -> Line:
+    """One line of the access log. `started`: when the monotonic clock stood at zero, in seconds since the epoch."""
     usage, first = record.usage, record.first_byte_seconds
-    told = Line(
-        _iso(wall() - now() + record.started + record.seconds),
+    return Line(
+        _iso(started + record.started + record.seconds),
         "exchange",
         record.request_id,
         record.endpoint,
@@ -247,7 +249,6 @@ def line(record: Record) -> bytes:
         None if usage is None else usage.output,
         None if usage is None else usage.cached,
     )
-    return _encode(told)
 
 
 def _iso(seconds: float) -> str:

@@ -557,6 +557,11 @@ class Cycle(msgspec.Struct, eq=False):
     # -- the side of an app that takes requests directly (types.Client)
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """That it is served on."""
+        return self.connection.server.loop
+
+    @property
     def tcp(self) -> bool:
         """It came by a port, and not by a unix socket."""
         local = self.connection.local
