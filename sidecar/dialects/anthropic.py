@@ -160,6 +160,10 @@ def ask_usage(members: Envelope) -> bool:
     return False  # always told, and nothing to hide
 
 
+def choices(members: Envelope) -> int:
+    return 1
+
+
 def nothing(members: Envelope) -> bytes | None:
     return None
 
@@ -260,7 +264,7 @@ class UnaryMeter:
             return None
 
 
-def meter(*, stream: bool, hide_usage: bool) -> StreamMeter | UnaryMeter:
+def meter(*, stream: bool, hide_usage: bool, choices: int = 1) -> StreamMeter | UnaryMeter:
     return StreamMeter() if stream else UnaryMeter()
 
 

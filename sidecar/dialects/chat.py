@@ -28,7 +28,7 @@ from sidecar.dialects.chat_stream import StreamReader, StreamWriter, completion_
 from sidecar.dialects.chat_write import write_call, write_request
 from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import Part, Redacted, Reply, Text, Thinking, ToolUse
-from sidecar.dialects.openai import ask_usage, nothing as local, read_view
+from sidecar.dialects.openai import ask_usage, choices, nothing as local, read_view
 from sidecar.dialects.openai_errors import read_error, read_fault, write_error, write_stream_error
 from sidecar.dialects.openai_usage import meter, read_usage, write_usage
 from sidecar.errors import UpstreamProtocol
@@ -36,6 +36,7 @@ from sidecar.wire import body
 
 __all__ = [
     "ask_usage",
+    "choices",
     "local",
     "meter",
     "read_error",

@@ -11,6 +11,7 @@ import msgspec
 
 from sidecar.dialects.anthropic import (
     ask_usage,
+    choices,
     meter,
     nothing as local,
     read_error,
@@ -32,6 +33,7 @@ from sidecar.wire import body
 
 __all__ = [
     "ask_usage",
+    "choices",
     "local",
     "meter",
     "read_error",

@@ -8,6 +8,8 @@ from sidecar.errors import BodyInvalid
 from sidecar.types import Envelope, View
 from sidecar.wire import body
 
+_count = msgspec.json.Decoder(int)
+
 
 def read_view(members: Envelope) -> View:
     """Model, stream, usage event, token bound. Raises BodyInvalid naming the member."""
@@ -44,6 +46,17 @@ def ask_usage(members: Envelope) -> bool:
     options["include_usage"] = msgspec.Raw(b"true")
     members["stream_options"] = body.raw(options)
     return True
+
+
+def choices(members: Envelope) -> int:
+    """How many answers the request asks for. What is no count is the provider's to refuse."""
+    raw = members.get("n")
+    if raw is None:
+        return 1
+    try:
+        return max(_count.decode(raw), 1)
+    except msgspec.DecodeError:
+        return 1
 
 
 def nothing(members: Envelope) -> bytes | None:

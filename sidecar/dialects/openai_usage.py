@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import NOTHING
 from sidecar.dialects.openai_errors import fault_in
 from sidecar.types import Usage
@@ -17,6 +18,7 @@ _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 # [DONE] at the head of a line only, for a text may hold the word; a reason with something in it, for some send "".
 _DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 _ENDING: Final = re.compile(rb'(?:^|[\r\n])data: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]')
+_REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _TAIL_BYTES: Final = 64 * 1024
 _MOST_TOKENS: Final = 1 << 53  # what a float counts exactly; more is no count of tokens
@@ -84,8 +86,18 @@ class _Chunk(_Metered):
     choices: list[msgspec.Raw] | None = None
 
 
+class _Ending(msgspec.Struct):
+    index: int | None = None
+    finish_reason: Any = None
+
+
+class _Endings(msgspec.Struct):
+    choices: list[_Ending] | None = None
+
+
 _metered = msgspec.json.Decoder(_Metered)
 _chunk = msgspec.json.Decoder(_Chunk)
+_endings = msgspec.json.Decoder(_Endings)
 _usage = msgspec.json.Decoder(WireUsage | None)
 
 
@@ -178,6 +190,40 @@ class StreamMeter:
                 self.fault = message
 
 
+class ChoicesMeter(StreamMeter):
+    """Watches a stream of several choices, which has ended when each of them has: one may be cut when others are done.
+
+    So the events that end a choice are decoded; what asks for one choice is spared that.
+    """
+
+    __slots__ = ("_choices", "_finished")
+
+    def __init__(self, *, hide_usage: bool, choices: int) -> None:
+        super().__init__(hide_usage=hide_usage)
+        self._choices = choices
+        self._finished: set[int] = set()
+
+    def feed(self, block: bytes) -> bytes:
+        if _REASON.search(block) is not None:
+            for event in sse.events(block):
+                self._finish(event.data)
+        return super().feed(block)
+
+    @property
+    def ended(self) -> bool:
+        """[DONE] came, or the usage behind all choices; or a finish_reason of each."""
+        return self._closed or len(self._finished) >= self._choices or self.closed
+
+    def _finish(self, data: bytes) -> None:
+        try:
+            chunk = _endings.decode(mended(data))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return
+        for position, choice in enumerate(chunk.choices or ()):
+            if choice.finish_reason:
+                self._finished.add(position if choice.index is None else choice.index)
+
+
 class UnaryMeter:
     """Watches one body. Of a long one it keeps both ends, 64 KiB each: nearly everywhere usage is the last member."""
 
@@ -227,8 +273,10 @@ def _last_usage(data: bytes) -> Usage | None:
     return read_usage(_object_at(data, starts[-1])) if starts else None
 
 
-def meter(*, stream: bool, hide_usage: bool) -> StreamMeter | UnaryMeter:
-    return StreamMeter(hide_usage=hide_usage) if stream else UnaryMeter()
+def meter(*, stream: bool, hide_usage: bool, choices: int = 1) -> StreamMeter | UnaryMeter:
+    if not stream:
+        return UnaryMeter()
+    return ChoicesMeter(hide_usage=hide_usage, choices=choices) if choices > 1 else StreamMeter(hide_usage=hide_usage)
 
 
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)

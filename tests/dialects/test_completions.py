@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sidecar.dialects import completions
 from sidecar.types import Usage
 from sidecar.wire import body
@@ -19,3 +21,21 @@ def test_completions() -> None:
     )
     assert watching.ended
     assert watching.usage == Usage(input=3, output=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "choices"),
+    [
+        (b'{"prompt":"a"}', 1),
+        (b'{"prompt":"a","n":2}', 2),
+        (b'{"prompt":["a","b"],"n":2}', 4),
+        (b'{"prompt":["a"]}', 1),
+        (b'{"prompt":[1,2,3]}', 1),  # the tokens of one
+        (b'{"prompt":[[1,2],[3]]}', 2),
+        (b'{"prompt":[],"n":2}', 2),
+        (b'{"prompt":[{}],"n":2}', 2),
+        (b'{"n":2}', 2),
+    ],
+)
+def test_there_is_an_answer_to_each_prompt(data: bytes, choices: int) -> None:
+    assert completions.choices(body.envelope(data)) == choices

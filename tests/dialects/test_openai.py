@@ -64,5 +64,13 @@ def test_usage_is_asked_for(options: bytes | None, after: bytes, added: bool) ->
     assert bytes(members["stream_options"]) == after
 
 
+@pytest.mark.parametrize(
+    ("n", "choices"),
+    [(None, 1), (b"null", 1), (b"3", 3), (b"0", 1), (b"-2", 1), (b'"3"', 1), (b"[3]", 1), (b"1e99", 1)],
+)
+def test_choices(n: bytes | None, choices: int) -> None:
+    assert openai.choices({} if n is None else {"n": msgspec.Raw(n)}) == choices
+
+
 def test_nothing_is_answered_here() -> None:
     assert openai.nothing({}) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from sidecar.dialects.openai_usage import StreamMeter, UnaryMeter, meter, read_usage, write_usage
+from sidecar.dialects.openai_usage import ChoicesMeter, StreamMeter, UnaryMeter, meter, read_usage, write_usage
 from sidecar.types import Usage
 
 USAGE = b'{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12}'
@@ -122,6 +122,47 @@ def test_ended(blocks: list[bytes], ended: bool) -> None:
     assert watching.ended is ended
 
 
+def _choice(index: int, reason: str | None = None, content: str = "a") -> bytes:
+    choice = {"index": index, "delta": {} if reason else {"content": content}, "finish_reason": reason}
+    return b"data: %b\n\n" % orjson.dumps({"choices": [choice]})
+
+
+BOTH = b'data: {"choices":[{"index":0,"finish_reason":"stop"},{"index":1,"finish_reason": "length"}]}\n\n'
+BOTH_UNNUMBERED = b'data: {"choices":[{"finish_reason":"stop"},{"finish_reason":"stop"}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ended"),
+    [
+        ([_choice(0), _choice(1), _choice(0, "stop")], False),
+        ([_choice(0), _choice(0, "stop")], False),  # the other has not even begun
+        ([_choice(0), _choice(0, "stop"), _choice(0, "stop")], False),  # told twice
+        ([_choice(1), _choice(1, "stop"), _choice(0, content='"finish_reason":"stop"')], False),
+        ([_choice(0, "stop"), *[_choice(1)] * 20, _choice(1, "length")], True),
+        ([_choice(0, "stop") + _choice(1, "stop")], True),
+        ([_choice(0, "stop").replace(b"\n", b"\r\n"), _choice(1, "\\ud83d")], True),
+        ([BOTH], True),
+        ([BOTH_UNNUMBERED], True),
+        ([_choice(0, "stop"), LAST], True),
+        ([_choice(0, "stop"), DONE], True),
+        ([_choice(0, "stop"), b'data: {"choices":[{"index":{},"finish_reason":"stop"}]}\n\n'], False),
+        ([], False),
+    ],
+)
+def test_several_choices_have_ended_when_each_has(blocks: list[bytes], ended: bool) -> None:
+    watching = meter(stream=True, hide_usage=False, choices=2)
+    for block in blocks:
+        assert watching.feed(block) is block
+    assert watching.ended is ended
+    assert watching.closed is (DONE in blocks)
+
+
+def test_usage_of_several_choices_is_hidden_too() -> None:
+    watching = meter(stream=True, hide_usage=True, choices=2)
+    assert watching.feed(BOTH + LAST + DONE) == BOTH + DONE
+    assert watching.usage == COUNTED
+
+
 def test_fault_of_a_stream() -> None:
     watching = StreamMeter(hide_usage=False)
     watching.feed(CONTENT + b'event: error\ndata: {"error":{"message":"no"}}\n\n')
@@ -165,5 +206,7 @@ def test_fault_of_a_body() -> None:
 
 
 def test_meter() -> None:
-    assert isinstance(meter(stream=True, hide_usage=False), StreamMeter)
+    assert type(meter(stream=True, hide_usage=False)) is StreamMeter
+    assert type(meter(stream=True, hide_usage=False, choices=1)) is StreamMeter  # one choice costs what it did
+    assert type(meter(stream=True, hide_usage=False, choices=2)) is ChoicesMeter
     assert isinstance(meter(stream=False, hide_usage=False), UnaryMeter)

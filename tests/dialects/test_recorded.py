@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -123,6 +124,23 @@ def test_streams_pass_untouched() -> None:
         assert meter.ended, exchange.id
         assert meter.fault is None, exchange.id
         assert "usage" not in exchange.tags or meter.usage is not None, exchange.id
+
+
+def test_streams_of_several_choices_end_with_the_last_of_them() -> None:
+    found = 0
+    for exchange in filter(lambda each: each.asked is not None, _answers(streaming=True)):
+        choices = DIALECTS[exchange.kind].choices(body.envelope(exchange.asked or b""))
+        if choices == 1:
+            continue
+        found += 1
+        meter = DIALECTS[exchange.kind].meter(stream=True, hide_usage=False, choices=choices)
+        finished = 0
+        for event in sse.events(exchange.answered + b"\n\n"):
+            assert meter.ended is (finished == choices), exchange.id
+            meter.feed(sse.write(event.data))
+            finished += len(re.findall(rb'"finish_reason": ?"', event.data))
+        assert meter.ended, exchange.id
+    assert found
 
 
 def test_whole_answers_are_metered() -> None:
