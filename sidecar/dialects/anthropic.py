@@ -54,6 +54,12 @@ STATUSES: Final = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
+# What policy reads, and so in no other spelling; and what else is usual, so that most requests need no closer look.
+_READ: Final = frozenset(("model", "stream", "max_tokens"))
+_USUAL: Final = _READ.union(
+    ("messages", "system", "temperature", "top_p", "top_k", "stop_sequences", "tools", "tool_choice", "thinking"),
+    ("metadata", "output_config", "service_tier", "context_management"),
+)
 _TOO_LONG: Final = "prompt is too long"
 _PLAIN_BYTES: Final = 2048
 
@@ -141,6 +147,8 @@ def write_usage(usage: Usage | None) -> dict[str, int]:
 
 def read_view(members: Envelope) -> View:
     """Model, stream, token bound. Raises BodyInvalid naming the member."""
+    if not _USUAL.issuperset(members):
+        body.check_names(members, _READ)
     raw_model = members.get("model")
     if raw_model is None:
         raise BodyInvalid("the member 'model' is missing", param="model")

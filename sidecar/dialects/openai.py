@@ -8,11 +8,21 @@ from sidecar.errors import BodyInvalid
 from sidecar.types import Envelope, View
 from sidecar.wire import body
 
+# What policy reads, and so in no other spelling; and what else is usual, so that most requests need no closer look.
+_READ = frozenset(("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"))
+_USUAL = _READ.union(
+    ("messages", "prompt", "input", "temperature", "top_p", "stop", "seed", "user", "tools", "tool_choice"),
+    ("parallel_tool_calls", "response_format", "reasoning_effort", "encoding_format", "dimensions"),
+    ("frequency_penalty", "presence_penalty", "top_k", "logprobs", "metadata", "reasoning", "verbosity", "store"),
+)
+_OPTIONS_READ = frozenset(("include_usage",))
 _count = msgspec.json.Decoder(int)
 
 
 def read_view(members: Envelope) -> View:
     """Model, stream, usage event, token bound. Raises BodyInvalid naming the member."""
+    if not _USUAL.issuperset(members):
+        body.check_names(members, _READ)
     raw_model = members.get("model")
     if raw_model is None:
         raise BodyInvalid("the member 'model' is missing", param="model")
@@ -41,6 +51,7 @@ def ask_usage(members: Envelope) -> bool:
     options: Envelope = {}
     if raw is not None:
         options = body.view(raw, dict[str, msgspec.Raw] | None, "stream_options") or {}
+        body.check_names(options, _OPTIONS_READ, "stream_options.")
         if bytes(options.get("include_usage", b"")) == b"true":
             return False
     options["include_usage"] = msgspec.Raw(b"true")

@@ -2,7 +2,8 @@
 
 The envelope keeps every member's value as the bytes the client wrote: order, number spelling, escapes and unknown
 members survive. Duplicate members collapse to the last, so what is forwarded is always the rebuilt envelope, never the
-client's bytes: a second `"model"` cannot be routed as one model and served as another.
+client's bytes: a second `"model"` cannot be routed as one model and served as another. Nor can a `"MODEL"`, which some
+readers take for the same (`check_names`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _flag = msgspec.json.Decoder(bool | None)
 _BOM = b"\xef\xbb\xbf"
 _BRACES = bytes.maketrans(b"[]", b"{}")
 _NO_BRACES = bytes(set(range(256)) - set(b'[]{}"'))
+_DOT_ABOVE = (
+    "\u0307"  # what lower-casing a dotted capital I leaves behind; upper-casing first sees to long s and dotless i
+)
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half of a surrogate pair
 
 
@@ -47,6 +51,21 @@ def envelope(body: bytes) -> Envelope:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         _check_depth(body)
     return members
+
+
+def check_names(members: Envelope, read: frozenset[str], path: str = "") -> None:
+    """Refuse a name that is one of `read` but for the case of its letters: Go's encoding/json takes it for that one.
+
+    What we read would then not be what the provider reads. Raises BodyInvalid naming the member.
+    """
+    for name in members:
+        if name in read or (name.islower() and name.isascii()):
+            continue
+        if (known := name.upper().casefold().replace(_DOT_ABOVE, "")) in read:
+            raise BodyInvalid(
+                f"the member {name!r} is {known!r} but for the case of its letters; send it as {known!r}, and once",
+                param=path + name,
+            )
 
 
 def rebuild(members: Envelope) -> bytes:

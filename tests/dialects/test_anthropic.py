@@ -31,6 +31,9 @@ def test_view(data: bytes, view: View) -> None:
         (b'{"model":""}', "model"),
         (b'{"model":"m","stream":1}', "stream"),
         (b'{"model":"m","max_tokens":1.5}', "max_tokens"),
+        (b'{"model":"m","MODEL":"other"}', "MODEL"),
+        (b'{"model":"m","Stream":true}', "Stream"),
+        (b'{"model":"m","MAX_TOKENS":9}', "MAX_TOKENS"),
     ],
 )
 def test_bad_views_name_the_member(data: bytes, param: str) -> None:

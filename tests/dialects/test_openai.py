@@ -40,6 +40,13 @@ def test_view(data: bytes, view: View) -> None:
         (b'{"model":"m","stream":"yes"}', "stream"),
         (b'{"model":"m","stream":true,"stream_options":[]}', "stream_options"),
         (b'{"model":"m","max_tokens":"5"}', "max_tokens"),
+        (b'{"model":"m","MODEL":"other"}', "MODEL"),
+        (b'{"Model":"m"}', "Model"),
+        (b'{"model":"m","Stream":true}', "Stream"),
+        (b'{"model":"m","N":9}', "N"),
+        (b'{"model":"m","Stream_Options":{}}', "Stream_Options"),
+        (b'{"model":"m","Max_Tokens":9}', "Max_Tokens"),
+        (b'{"model":"m","x":1,"max_completion_tokenS":9}', "max_completion_tokenS"),
     ],
 )
 def test_bad_views_name_the_member(data: bytes, param: str) -> None:
@@ -62,6 +69,13 @@ def test_usage_is_asked_for(options: bytes | None, after: bytes, added: bool) ->
     members = {"model": msgspec.Raw(b'"m"')} | ({"stream_options": msgspec.Raw(options)} if options else {})
     assert openai.ask_usage(members) is added
     assert bytes(members["stream_options"]) == after
+
+
+def test_usage_cannot_be_refused_in_another_spelling() -> None:
+    options = msgspec.Raw(b'{"include_usage":true,"Include_Usage":false}')
+    with pytest.raises(BodyInvalid) as caught:
+        openai.ask_usage({"stream_options": options})
+    assert caught.value.param == "stream_options.Include_Usage"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,38 @@ def test_a_member_named_by_escapes_is_the_same_member() -> None:
     assert body.rebuild(members) == b'{"model":"b"}'
 
 
+READ = frozenset(("model", "stream", "max_tokens", "stream_options"))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("MODEL", "model"),
+        ("Model", "model"),
+        (r"mo\u0044el", "model"),
+        ("Max_Tokens", "max_tokens"),
+        ("max_to\u212aens", "max_tokens"),  # the sign of kelvin
+        ("\u017ftream", "stream"),  # a long s
+        ("stream_opt\u0131ons", "stream_options"),  # a dotless i
+        ("stream_opt\u0130ons", "stream_options"),  # a dotted one
+    ],
+)
+def test_a_name_that_some_take_for_another_is_refused(name: str, known: str) -> None:
+    members = body.envelope(b'{"%b":"a","model":"b"}' % name.encode())
+    with pytest.raises(BodyInvalid) as caught:
+        body.check_names(members, READ, "$.")
+    (sent, _) = members
+    assert caught.value.param == f"$.{sent}"
+    assert f"send it as {known!r}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "mode", "model ", "models", "model\u0000", "m\u00f6del", "", "\u00e9", "MODELS"]
+)
+def test_other_names_pass(name: str) -> None:
+    body.check_names({name: body.raw(1), "model": body.raw("b")}, READ)
+
+
 def test_a_byte_order_mark_is_passed_over_and_not_sent_on() -> None:
     assert body.rebuild(body.envelope(b'\xef\xbb\xbf{"a":1}')) == b'{"a":1}'
 
