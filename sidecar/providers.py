@@ -247,14 +247,14 @@ def resolve(name: str, table: config.Provider) -> Upstream:
     """
     row = ROWS[table.kind or name]
     origin, host, base_path, query = _origin(name, table.base_url or row.base_url, table)
-    key = table.api_key
-    caller_key = key is not None and key.source == "caller"
+    keys = table.api_keys or (() if table.api_key is None else (table.api_key,))
+    caller_key = any(key.source == "caller" for key in keys)
     header, prefix = (b"authorization", b"Bearer ") if row.auth == "bearer" else (row.auth.encode(), b"")
-    secret = key.secret if key is not None else None
+    auths = tuple(Auth(header=header, prefix=prefix, secret=key.secret) for key in keys if key.secret is not None)
     missing = None
-    if secret is None and not caller_key:
-        if key is not None:
-            missing = key.missing or "its key is not there"
+    if not auths and not caller_key:
+        if keys:
+            missing = "; ".join(key.missing or "its key is not there" for key in keys)
         elif row.needs_key:
             missing = f"set api_key in [providers.{name}]"
     return Upstream(
@@ -263,7 +263,8 @@ def resolve(name: str, table: config.Provider) -> Upstream:
         origin=origin,
         host=host,
         paths={dialect: base_path + path + query for dialect, path in row.speaks},
-        auth=Auth(header=header, prefix=prefix, secret=secret) if secret is not None else None,
+        auth=auths[0] if auths else None,
+        auths=auths,
         auth_header=header,
         auth_prefix=prefix,
         forward_caller_key=caller_key,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha256
+from itertools import groupby
+from math import log1p
 from typing import Final
 from urllib.parse import quote
 
@@ -11,7 +15,7 @@ import msgspec
 
 from sidecar import config
 from sidecar.dialects import CONVERSATIONS
-from sidecar.errors import UnknownModel, Unsupported
+from sidecar.errors import ModelForbidden, UnknownModel, Unsupported
 from sidecar.providers import ROWS, resolve
 from sidecar.types import Caller, Target, Upstream
 from sidecar.wire import body
@@ -24,36 +28,151 @@ _COMPARED: Final = 200  # names that an unknown one is compared with
 _PLACE: Final = "{model}"  # in a base URL: where the model's name stands in the path, as with Azure's deployments
 
 
+_PLAIN: Final = config.Model(targets=())  # the settings of a name that is not of [models]
+_ANY: Final[frozenset[str]] = frozenset()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's name stands for in one dialect."""
+
+    name: str
+    targets: tuple[Target, ...]  # by `order`, then as they stand in the file; of these `order` makes the order to try
+    policy: str
+    model: config.Model  # the settings of [models.X], or the defaults
+    affinity: bytes | None = None  # the header that a session is known by, in lower case
+    skipped: tuple[str, ...] = ()  # why what is missing here is missing
+
+
+class Pattern(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of [models] with a `*` in it, which stands for one character or more."""
+
+    name: str
+    prefix: str
+    suffix: str
+
+    def part(self, asked: str) -> str:
+        """What the `*` stands for in a name; nothing where the name does not match."""
+        if asked.startswith(self.prefix) and asked.endswith(self.suffix):
+            return asked[len(self.prefix) : len(asked) - len(self.suffix)]
+        return ""
+
+
 class Routes(msgspec.Struct, frozen=True, kw_only=True):
     """The names one configuration knows."""
 
     upstreams: dict[str, Upstream]
-    aliases: dict[str, tuple[str, ...]]  # of [models]
-    plans: dict[tuple[str, str], tuple[Target, ...]] = {}  # remembered, by name and dialect
+    models: dict[str, config.Model]
+    patterns: tuple[Pattern, ...]  # those with the longest text before their `*` first
+    tags: dict[str, tuple[str, ...]]  # of each upstream
+    plans: dict[tuple[str, str, frozenset[str]], Plan]  # remembered, by name, dialect and the caller's tags
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A provider and a model that a name stands for, before it is known in which dialect they are asked."""
+
+    upstream: Upstream
+    model: str
+    why: str
+    said: config.Target | None = None  # what else [models] says of it
 
 
 def build(settings: config.Config) -> Routes:
     """Resolve everything that does not depend on a request."""
+    patterns = [
+        Pattern(name=name, prefix=prefix, suffix=suffix)
+        for name in settings.models
+        for prefix, star, suffix in [name.partition("*")]
+        if star
+    ]
+    patterns.sort(key=lambda each: (-len(each.prefix), -len(each.suffix)))
     return Routes(
         upstreams={name: resolve(name, table) for name, table in settings.providers.items()},
-        aliases={name: table.targets for name, table in settings.models.items()},
+        models=settings.models,
+        patterns=tuple(patterns),
+        tags={name: table.tags for name, table in settings.providers.items()},
         plans={},
     )
 
 
 def plan(routes: Routes, asked: str, dialect: str) -> tuple[Target, ...]:
     """The targets for a model name, in order. Raises UnknownModel; Unsupported when none can serve the dialect."""
-    found = routes.plans.get((asked, dialect))
+    return find(routes, asked, dialect).targets
+
+
+def find(routes: Routes, asked: str, dialect: str, tags: frozenset[str] = _ANY) -> Plan:
+    """The plan for a model name, of targets that have all the `tags` (a caller's).
+
+    Raises UnknownModel; Unsupported when none can serve the dialect; ModelForbidden when none that can has the tags.
+    """
+    found = routes.plans.get((asked, dialect, tags))
     if found is not None:
         return found
     _check(asked)
-    targets, skipped = _targets(routes, asked, dialect)
-    if not targets:
-        raise Unsupported("; ".join(skipped), param="model")
+    found = _plan(routes, asked, dialect, tags)
     if len(routes.plans) >= _MOST_PLANS:
         routes.plans.clear()
-    routes.plans[(asked, dialect)] = targets
-    return targets
+    routes.plans[(asked, dialect, tags)] = found
+    return found
+
+
+def order(
+    plan: Plan,
+    ready: Callable[[Target], bool],
+    least: Callable[[Sequence[Target]], int],
+    random: Callable[[], float],
+    affinity: bytes | None = None,
+) -> list[Target]:
+    """The targets of a plan in the order to try them: each once.
+
+    Lower `order` goes first; among equals the policy decides, or the session, where the plan has an `affinity` header
+    and the client sent it. `least` picks one of several by its index, `random` is uniform in [0, 1). Targets that are
+    not `ready` stand behind all that are, ordered alike: who comes to them knows that there is nobody else.
+    """
+    up: list[Target] = []
+    down: list[Target] = []
+    for target in plan.targets:
+        (up if ready(target) else down).append(target)
+    ordered: list[Target] = []
+    for side in (up, down):
+        for _, equals in groupby(side, key=_order):
+            ordered += _among(plan, list(equals), least, random, affinity)
+    return ordered
+
+
+def _order(target: Target) -> int:
+    return target.order
+
+
+def _among(
+    plan: Plan,
+    equals: list[Target],
+    least: Callable[[Sequence[Target]], int],
+    random: Callable[[], float],
+    affinity: bytes | None,
+) -> list[Target]:
+    if len(equals) == 1:
+        return equals
+    if affinity is not None and plan.affinity is not None:
+        return sorted(equals, key=lambda target: _late(target, _share(affinity, target)))
+    if plan.policy == "weighted":
+        return sorted(equals, key=lambda target: _late(target, random()))
+    if plan.policy == "least-latency":
+        return [equals.pop(least(equals)) for _ in range(len(equals))]
+    return equals  # failover; hedge too, which asks the next one earlier
+
+
+def _late(target: Target, drawn: float) -> float:
+    """When a target's turn comes, if turns come at random at the rate of its weight: an exponential distribution.
+
+    Sorted by it, targets are drawn by weight without replacement; and with a draw that depends on the target alone,
+    one more target takes its own share from the others and moves nothing else (weighted rendezvous hashing).
+    """
+    return -log1p(-drawn) / target.weight
+
+
+def _share(session: bytes, target: Target) -> float:
+    digest = sha256(b"%b\0%b" % (session, target.key.encode())).digest()  # no header's value has a zero byte
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53  # as many bits as a float keeps, so that it is below 1
 
 
 def allowed(caller: Caller, asked: str) -> bool:
@@ -63,40 +182,10 @@ def allowed(caller: Caller, asked: str) -> bool:
 
 
 def models(routes: Routes) -> list[str]:
-    """The names for GET /v1/models: aliases, and the models they name."""
-    names = dict.fromkeys(routes.aliases)
-    names.update(dict.fromkeys(target for targets in routes.aliases.values() for target in targets))
-    return list(names)
-
-
-def explain(routes: Routes, asked: str, dialect: str) -> list[str]:
-    """The plan in words, a line each: for `sidecar explain`. Raises UnknownModel."""
-    targets, skipped = _targets(routes, asked, dialect)
-    lines = [f"{asked} ({dialect}): {'failover over ' if len(targets) > 1 else ''}{len(targets)} target(s)"]
-    for number, target in enumerate(targets, 1):
-        up = target.upstream
-        way = "as it is" if target.dialect == dialect else f"translated to {target.dialect}"
-        where = f"unix:{up.origin.unix}" if up.origin.unix else f"{up.origin.scheme}://{up.host.decode()}"
-        lines.append(f"{number}. {up.name}/{target.model}  {way}, {where}{up.paths[target.dialect].partition('?')[0]}")
-        lines.append(f"   why: {target.why}")
-        limits = [
-            f"{up.requests_per_minute} requests/min" if up.requests_per_minute else "",
-            f"{up.concurrency} at once" if up.concurrency else "",
-        ]
-        lines.append(f"   limits: {', '.join(filter(None, limits)) or 'none of ours'}")
-        times = up.timeouts
-        lines.append(
-            f"   times: connect {times.connect:g} s, first byte {times.first_byte:g} s"
-            f" (unary {times.first_byte_unary:g} s), idle {times.idle:g} s, total {times.total:g} s"
-        )
-        if up.missing_key:
-            lines.append(f"   key: MISSING, {up.missing_key}")
-        else:
-            lines.append(
-                f"   key: {'the callers own' if up.forward_caller_key else 'set' if up.auth else 'none needed'}"
-            )
-    lines += [f"-  skipped: {why}" for why in skipped]
-    return lines
+    """The names for GET /v1/models: of [models], and of what they stand for, but for those that stand for many."""
+    targets = (target for model in routes.models.values() for target in model.targets)
+    names = [*routes.models, *(target if isinstance(target, str) else target.to for target in targets)]
+    return [name for name in dict.fromkeys(names) if "*" not in name]
 
 
 def _check(asked: str) -> None:
@@ -109,33 +198,64 @@ def _check(asked: str) -> None:
         raise UnknownModel("the model's name has characters that are not printable", param="model")
 
 
-def _targets(routes: Routes, asked: str, dialect: str) -> tuple[tuple[Target, ...], list[str]]:
+def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Plan:
+    model, candidates = _candidates(routes, asked)
     targets: list[Target] = []
     skipped: list[str] = []
-    for upstream, model, why in _candidates(routes, asked):
-        spoken = _spoken(upstream, dialect)
-        if spoken is None:
-            skipped.append(f"provider {upstream.name} does not serve {dialect}")
+    served = False
+    for each in candidates:
+        target = _target(routes, each, dialect)
+        if target is None:
+            skipped.append(f"provider {each.upstream.name} does not serve {dialect}")
+        elif missing := [tag for tag in model.tags if tag not in target.tags]:
+            skipped.append(f"{target.key} has not the tag {missing[0]} of its model's")
+        elif not tags <= target.tags:
+            served = True
+            skipped.append(f"{target.key} has not all tags of its caller's")
         else:
-            targets.append(_target(_placed(upstream, model), model, spoken, why))
-    return tuple(targets), skipped
+            targets.append(target)
+    if not targets and served:
+        raise ModelForbidden(f"this key may use the model {asked!r} at no provider that serves it", param="model")
+    if not targets:
+        raise Unsupported("; ".join(skipped), param="model")
+    header = model.affinity_header
+    return Plan(
+        name=asked,
+        targets=tuple(sorted(targets, key=_order)),
+        policy=model.policy,
+        model=model,
+        affinity=header.lower().encode() if header is not None else None,
+        skipped=tuple(skipped),
+    )
 
 
-def _target(upstream: Upstream, model: str, dialect: str, why: str) -> Target:
+def _target(routes: Routes, candidate: Candidate, dialect: str) -> Target | None:
+    """The target in the dialect it is asked in; None when its provider can serve neither it nor a translation."""
+    name, model, said = candidate.upstream.name, candidate.model, candidate.said
+    spoken = _spoken(candidate.upstream, dialect)
+    if spoken is None:
+        return None
+    upstream = _placed(candidate.upstream, model)
     stamp = [
         (b"cache-control", b"private, no-store"),  # what was made for one key is nobody else's
         (b"x-sidecar-cache", b"off"),
-        (b"x-sidecar-provider", upstream.name.encode("latin-1", "replace")),
+        (b"x-sidecar-provider", name.encode("latin-1", "replace")),
         (b"x-sidecar-model", model.encode("latin-1", "replace")),
     ]
+    said = said if said is not None else config.Target(to="")
     return Target(
         upstream=upstream,
         model=model,
-        dialect=dialect,
-        path=upstream.paths[dialect].encode(),
+        dialect=spoken,
+        path=upstream.paths[spoken].encode(),
         raw_model=body.raw(model),
         stamp=head_lines(stamp),
-        why=why,
+        why=candidate.why,
+        key=f"{name}/{model}",
+        weight=said.weight,
+        order=said.order,
+        params=tuple((member, body.raw(value)) for member, value in said.params.items()),
+        tags=frozenset((*said.tags, *routes.tags[name])),
     )
 
 
@@ -150,17 +270,27 @@ def _placed(upstream: Upstream, model: str) -> Upstream:
     return msgspec.structs.replace(upstream, paths=paths)
 
 
-def _candidates(routes: Routes, asked: str) -> list[tuple[Upstream, str, str]]:
-    """Every (provider, model, why) a name stands for, in order."""
-    if (names := routes.aliases.get(asked)) is not None:
-        place = f"target of [models.{asked}]"
-        return [(*_split(routes, name), place) for name in names]
+def _candidates(routes: Routes, asked: str) -> tuple[config.Model, list[Candidate]]:
+    """The settings of a name, and everything it stands for, in order.
+
+    A name of [models] stands before all else. Then the pattern that says most of the name from its beginning, of which
+    `provider/*` is one that every provider has; then the names that providers are known for.
+    """
+    if asked in routes.models and "*" not in asked:
+        return _configured(routes, asked, "")
     head, slash, model = asked.partition("/")
-    if slash and model and head in routes.upstreams:
-        return [(routes.upstreams[head], model, "named as provider/model")]
+    plain = bool(slash and model and head in routes.upstreams)
+    for pattern in routes.patterns:
+        if plain and len(pattern.prefix) <= len(head):
+            break
+        if part := pattern.part(asked):
+            return _configured(routes, pattern.name, part)
+    if plain:
+        return _PLAIN, [Candidate(routes.upstreams[head], model, "named as provider/model")]
     owners = [up for up in routes.upstreams.values() if any(fnmatchcase(asked, pattern) for pattern in _known(up))]
     if len(owners) == 1:
-        return [(owners[0], asked, f"a known name of {owners[0].kind}, and only one such provider is configured")]
+        why = f"a known name of {owners[0].kind}, and only one such provider is configured"
+        return _PLAIN, [Candidate(owners[0], asked, why)]
     if owners:
         ways = " or ".join(f"{up.name}/{asked}" for up in owners)
         raise UnknownModel(
@@ -169,10 +299,16 @@ def _candidates(routes: Routes, asked: str) -> list[tuple[Upstream, str, str]]:
     raise UnknownModel(_unknown(routes, asked), param="model")
 
 
-def _split(routes: Routes, name: str) -> tuple[Upstream, str]:
-    """`provider/model` of a configured alias; config.load has checked that the provider is there."""
-    head, _, model = name.partition("/")
-    return routes.upstreams[head], model
+def _configured(routes: Routes, name: str, part: str) -> tuple[config.Model, list[Candidate]]:
+    """What a name of [models] stands for, `part` in the place of the `*`; config.load has checked that it is there."""
+    settings = routes.models[name]
+    why = f'target of [models."{name}"]' if part else f"target of [models.{name}]"
+    candidates = []
+    for target in settings.targets:
+        said = config.Target(to=target) if isinstance(target, str) else target
+        head, _, model = said.to.partition("/")
+        candidates.append(Candidate(routes.upstreams[head], model.replace("*", part), why, said))
+    return settings, candidates
 
 
 def _known(upstream: Upstream) -> tuple[str, ...]:

@@ -224,6 +224,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
         str, str
     ]  # dialect -> path (base URL's path included) where it is served, e.g. "chat": "/v1/chat/completions"
     auth: Auth | None  # None: no credential is sent
+    auths: tuple[Auth, ...] = ()  # of each of its keys; `auth` is the first
     auth_header: bytes = b"authorization"  # for a caller's own key, forwarded with `api_key = "caller"`
     auth_prefix: bytes = b"Bearer "
     forward_caller_key: bool = False
@@ -253,6 +254,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     raw_model: msgspec.Raw  # the name as JSON
     stamp: bytes  # header lines of its answers: what is the same for each
     why: str = ""  # one clause for `sidecar explain`
+    key: str = ""  # provider/model: whose health it has
+    weight: int = 1
+    order: int = 0  # lower ones are tried first
+    params: tuple[tuple[str, msgspec.Raw], ...] = ()  # members of the body that it sets, whatever the client sent
+    tags: frozenset[str] = frozenset()  # its own and its provider's
 
 
 class Permit(Protocol):

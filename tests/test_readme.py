@@ -37,7 +37,7 @@ def test_made_parts_are_as_the_code_has_them() -> None:
 
 def test_every_option_is_told_of_and_no_other() -> None:
     tables = {table.__name__: table for table in Table.__subclasses__() if table.__name__ != "Config"}
-    nested = {"timeouts", "pool", "limits"}
+    nested = {"timeouts", "pool", "limits", "breaker"}
     names = {f"{name}.{field}" for name, table in tables.items() for field in table.__struct_fields__}
     assert tables.keys() == readme.TABLES.keys()
     assert readme.ABOUT.keys() == {name for name in names if name.partition(".")[2] not in nested}

@@ -53,8 +53,8 @@ def _to_paste(config: Config, addresses: list[str]) -> list[str]:
 
 def _example(config: Config) -> str | None:
     """A model that can be asked for: an alias, or a known one of a provider that has its key."""
-    if config.models:
-        return next(iter(config.models))
+    if (alias := next((name for name in config.models if "*" not in name), None)) is not None:
+        return alias
     for name, table in config.providers.items():
         example = _EXAMPLES.get(table.kind or name)
         if example is not None and not (table.api_key is not None and table.api_key.missing):

@@ -6,17 +6,17 @@ import os
 import re
 import ssl
 from pathlib import Path as FilePath
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from sidecar.config.addresses import address_problem, exposed, secretive, url_problem
-from sidecar.config.faults import dotted, nearest
-from sidecar.config.keys import Source, read_file, words, writable
+from sidecar.config.faults import HEADER, Reading, dotted, nearest
+from sidecar.config.keys import read_file, words, writable
 from sidecar.config.locate import Path
-from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider, Server
+from sidecar.config.models import check_models, check_tags, named
+from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider, Server, Table
 
-_HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _OUR_HEADERS: Final = ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer",
     "upgrade", "expect", "accept-encoding")  # fmt: skip  # framing, which belongs to who writes the message
@@ -24,20 +24,6 @@ _PROVIDER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ORIGIN: Final = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9.\[\]:_-]+"
 )  # in lower case, without a path; never "null" or "*"
-_NAME: Final = re.compile(r"[!-~]{1,256}")  # goes into logs, metrics and JSON
-
-
-class Reading(Protocol):
-    """The reading whose result is checked."""
-
-    raw: dict[str, object]
-    source: Source
-    broken: set[Path]
-
-    def fault(self, path: Path, message: str) -> None: ...
-    def warn(self, path: Path, message: str) -> None: ...
-    def stands(self, path: Path) -> bool: ...
-    def key(self, text: str, path: Path, named: Path) -> Key | None: ...
 
 
 def check(config: Config, reading: Reading) -> None:
@@ -47,17 +33,26 @@ def check(config: Config, reading: Reading) -> None:
         config.providers[name] = msgspec.structs.replace(table, api_key=key)
     if not reading.raw.get("providers"):
         reading.fault(("providers",), "no provider is configured: add [providers.openai], or another")
-    for name, model in config.models.items():
-        _model(name, model.targets, reading)
+    check_models(config, reading)
     digests: dict[bytes | None, str] = {}
     for name, caller in config.callers.items():
-        _named(("callers", name), reading)
+        named(("callers", name), reading)
         _allowed(("callers", name, "models"), caller.models, reading)
+        check_tags(("callers", name, "tags"), caller.tags, config, reading)
         if (other := digests.setdefault(caller.key.digest, name)) != name:
             reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
     _listeners(config, reading)
+    _ordered(("retry",), "base_seconds", "cap_seconds", config.retry, reading)
+    _ordered(("breaker",), "open_seconds", "max_open_seconds", config.breaker, reading)
     if config.log.file != "-" and (problem := _unwritable(config.log.file)):
         reading.fault(("log", "file"), f"log.file: {config.log.file} {problem}")
+
+
+def _ordered(path: Path, less: str, more: str, table: Table, reading: Reading) -> None:
+    """The first of two options is not over the other, where both are there; of one alone the other's default gives."""
+    low, high = getattr(table, less), getattr(table, more)
+    if low > high and reading.stands((*path, less)) and reading.stands((*path, more)):
+        reading.fault((*path, less), f"{dotted(path)}: {less} ({low:g}) is over {more} ({high:g})")
 
 
 def _unwritable(file: str) -> str | None:
@@ -81,6 +76,9 @@ def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
         reading.fault(path, f"the provider's name {name!r} may have letters, digits, dots, dashes and underscores only")
     _urls(path, table, reading)
     _headers(path, table, reading)
+    _ordered((*path, "breaker"), "open_seconds", "max_open_seconds", table.breaker, reading)
+    for index, tag in enumerate(table.tags):
+        named((*path, "tags", index), reading, tag)
     _readable((*path, "tls_ca"), table.tls_ca, reading, secret=False)
     if not table.tls_verify:
         reading.warn((*path, "tls_verify"), f"{dotted(path)}: TLS is not verified: whoever is in between reads its key")
@@ -93,9 +91,28 @@ def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
         return table.api_key
     if kind in PLACELESS and not reading.stands((*path, "base_url")):
         reading.fault(path, f'[{dotted(path)}] needs the option "base_url": where it is served, with its /v1')
-    if table.api_key is None and kind not in KEYLESS and (*path, "api_key") not in reading.broken:
+    if reading.stands((*path, "api_keys")):
+        _keys(path, table, reading)
+    elif table.api_key is None and kind not in KEYLESS and (*path, "api_key") not in reading.broken:
         return reading.key(f"env:{KEY_VARIABLES[kind]}", path, path)
     return table.api_key
+
+
+def _keys(path: Path, table: Provider, reading: Reading) -> None:
+    """Several keys stand instead of the one, and take turns: so none is the caller's, and none is there twice."""
+    here = (*path, "api_keys")
+    if reading.stands((*path, "api_key")):
+        reading.fault(here, f"[{dotted(path)}] has both api_key and api_keys: take one of them")
+    if not table.api_keys and not any(each[: len(here)] == here for each in reading.broken):
+        reading.fault(here, f"{dotted(here)}: needs a key, as env:NAME or file:/path")
+    seen: set[str | bytes] = set()
+    for index, key in enumerate(table.api_keys):
+        if key.source == "caller":
+            reading.fault((*here, index), f'{dotted(here)}: "caller" is for api_key: it cannot take turns with others')
+        same = key.source if key.secret is None else key.secret.digest()
+        if same in seen:
+            reading.fault((*here, index), f"{dotted(here)}: this key stands there already")
+        seen.add(same)
 
 
 def _urls(path: Path, table: Provider, reading: Reading) -> None:
@@ -112,37 +129,12 @@ def _urls(path: Path, table: Provider, reading: Reading) -> None:
 def _headers(path: Path, table: Provider, reading: Reading) -> None:
     for header, value in table.headers.items():
         here = (*path, "headers", header)
-        if not _HEADER.fullmatch(header) or not value.isprintable() or not value.isascii():
+        if not HEADER.fullmatch(header) or not value.isprintable() or not value.isascii():
             reading.fault(here, f"{header!r} is not a header, or its value is not plain text")
         elif header.lower() in _OUR_HEADERS:
             reading.fault(here, f"the header {header!r} is written by the sidecar itself")
         elif _SECRET_HEADER.search(header) and (problem := reading.source.public()):
             reading.fault(here, f"{dotted(here)}: a key stands in the file, and {problem}")
-
-
-def _model(name: str, targets: tuple[str, ...], reading: Reading) -> None:
-    path: Path = ("models", name, "targets")
-    raw = reading.raw.get("providers")
-    providers = raw if isinstance(raw, dict) else {}
-    models = reading.raw["models"]
-    assert isinstance(models, dict)
-    _named(("models", name), reading)
-    if not targets:
-        reading.fault(path, f"[{dotted(path[:2])}] needs a target, as provider/model")
-    for index, target in enumerate(targets):
-        provider, slash, model = target.partition("/")
-        where: Path = (*path, index) if reading.stands((*path, index)) else path
-        if not _NAME.fullmatch(target):
-            reading.fault(where, f"the target {target!r} has spaces or characters beyond ASCII, or no or too many")
-        elif slash and model and provider in providers:
-            continue
-        elif target in models:
-            reading.fault(where, f'the target "{target}" is itself a name of [models]; name a provider/model')
-        elif not slash or not model:
-            reading.fault(where, f'the target "{target}" is not of the form provider/model')
-        else:
-            hint = nearest(provider, providers)
-            reading.fault(where, f'the target "{target}" names no configured provider{hint}')
 
 
 def _allowed(path: Path, patterns: tuple[str, ...], reading: Reading) -> None:
@@ -158,11 +150,6 @@ def _allowed(path: Path, patterns: tuple[str, ...], reading: Reading) -> None:
             reading.fault((*path, index), f'"{pattern}" names no configured provider and no name of [models]{hint}')
         elif not slash and (hint := nearest(pattern, known)):  # else it may be a bare name that a provider knows
             reading.warn((*path, index), f'"{pattern}" is no name of [models]{hint}')
-
-
-def _named(path: Path, reading: Reading) -> None:
-    if not _NAME.fullmatch(str(path[-1])):
-        reading.fault(path, f"the name {path[-1]!r} has spaces or characters beyond ASCII, or no or too many")
 
 
 def _listeners(config: Config, reading: Reading) -> None:

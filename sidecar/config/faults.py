@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from sidecar.config.keys import Stamp
+from sidecar.config.keys import Source, Stamp
+from sidecar.config.locate import Path
+from sidecar.config.structs import Key
 
 _MOST_SHOWN: Final = 120  # characters of a line
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a name of one
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +45,19 @@ class ConfigError(Exception):
         super().__init__("\n".join(map(str, faults)))
         self.faults = faults
         self.files = files or {}
+
+
+class Reading(Protocol):
+    """The reading whose result is checked."""
+
+    raw: dict[str, object]
+    source: Source
+    broken: set[Path]
+
+    def fault(self, path: Path, message: str) -> None: ...
+    def warn(self, path: Path, message: str) -> None: ...
+    def stands(self, path: Path) -> bool: ...
+    def key(self, text: str, path: Path, named: Path) -> Key | None: ...
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
+from types import UnionType
 from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 
 import msgspec
@@ -191,9 +192,9 @@ class _Reading:
     # -- tables
 
     def _inherit(self) -> None:
-        """[timeouts] and [pool] are defaults of every provider's own, key by key."""
+        """[timeouts], [pool] and [breaker] are defaults of every provider's own, key by key."""
         providers = self.raw.get("providers")
-        for shared in ("timeouts", "pool"):
+        for shared in ("timeouts", "pool", "breaker"):
             defaults = self.raw.get(shared)
             if not isinstance(providers, dict) or not isinstance(defaults, dict):
                 continue
@@ -231,10 +232,13 @@ class _Reading:
         self.fault(path, f'unknown option "{path[-1]}"{where}{hint}')
 
     def _value(self, type_: Any, value: Any, path: Path) -> Any:
-        if type_ is Key or Key in get_args(type_):
+        if type_ is Any:
+            return value
+        if type_ is Key or type_ == Key | None:
             return self._key(value, path)
-        if isinstance(type_, type) and issubclass(type_, Table):
-            return self._table(type_, value, path)
+        table = _table_of(type_)
+        if table is not None and (table is type_ or isinstance(value, dict)):
+            return self._table(table, value, path)
         if get_origin(type_) is dict:
             return self._mapping(get_args(type_)[1], value, path)
         if get_origin(type_) is tuple:
@@ -294,6 +298,12 @@ class _Reading:
         )
 
 
+def _table_of(type_: Any) -> type[Table] | None:
+    """The table that a type is, or may be."""
+    kinds = get_args(type_) if isinstance(type_, UnionType) else (type_,)
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, Table)), None)
+
+
 def _type_at(path: Path) -> Any:
     """The type of what stands at a path; None: of what nobody knows."""
     type_: Any = Config
@@ -302,8 +312,8 @@ def _type_at(path: Path) -> Any:
             type_ = get_args(type_)[1]
         elif get_origin(type_) is tuple:
             type_ = get_args(type_)[0]
-        elif isinstance(type_, type) and issubclass(type_, Table):
-            type_ = {field.name: field.type for field in msgspec.structs.fields(type_)}.get(str(part))
+        elif (table := _table_of(type_)) is not None:
+            type_ = {field.name: field.type for field in msgspec.structs.fields(table)}.get(str(part))
         else:
             return None
     return type_
@@ -313,7 +323,7 @@ def _shows(path: Path, literal: str) -> bool:
     """May a value stand in what is told of a fault? A key may not, nor what is not known to be none."""
     type_ = _type_at(path)
     table = get_origin(type_) is dict or (isinstance(type_, type) and issubclass(type_, Table))
-    if type_ is None or table or Key in (type_, *get_args(type_)) or "headers" in path:
+    if type_ in (None, Any) or table or Key in (type_, *get_args(type_)) or "headers" in path:
         return _REFERENCE.fullmatch(literal) is not None
     if path[-1] in ("base_url", "proxy"):
         return _PLAIN_URL.fullmatch(literal) is not None
@@ -325,8 +335,8 @@ def _names(table: type[Table]) -> Iterator[str]:
     for field in msgspec.structs.fields(table):
         yield field.name
         for inner in (field.type, *get_args(field.type)):
-            if isinstance(inner, type) and issubclass(inner, Table):
-                yield from _names(inner)
+            if (below := _table_of(inner)) is not None:
+                yield from _names(below)
 
 
 _KNOWN: Final = frozenset((*_names(Config), *KINDS, "true", "false"))

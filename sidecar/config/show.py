@@ -20,6 +20,8 @@ _ABSENT: Final = {  # what an option that is not set comes to
     "max_connections": "as the limit on open files allows",
     "length": "as many as the limit",
     "proxy": "the environment's",
+    "hedge_after_seconds": "the rolling p95 of the time to the first token",
+    "keepalive_comment_seconds": "off",
 }
 _ONE_OR_MORE: Final = (("Server", "listen"), ("Model", "targets"))  # a string alone is a list of one
 
@@ -83,21 +85,28 @@ def _show(table: Table, path: tuple[str, ...], sources: Mapping[str, str], out: 
 
 def _origin(path: tuple[str, ...], value: Any, sources: Mapping[str, str]) -> str:
     source = sources.get(dotted(path))
-    if not isinstance(value, Key):
+    keys = value if isinstance(value, tuple) else (value,)
+    states = [_state(each) for each in keys if isinstance(each, Key)]
+    if not states:
         return source or "default"
-    state = f"missing: {value.missing}" if value.missing else "the caller's own" if value.source == "caller" else _STARS
-    return f"{source or value.source} ({state})"
+    return f"{source or keys[0].source} ({', '.join(states)})"
+
+
+def _state(key: Key) -> str:
+    return f"missing: {key.missing}" if key.missing else "the caller's own" if key.source == "caller" else _STARS
 
 
 def _shown(name: str, value: Any) -> str:
     match value:
         case Key():
             return _text(_STARS if value.source == "inline" else value.shown)
-        case tuple():
+        case tuple() | list():
             return "[" + ", ".join(_shown(name, each) for each in value) + "]"
+        case Table():
+            return _shown(name, {each: getattr(value, each) for each in value.__struct_fields__})
         case dict():
             stars = dict.fromkeys(value, _STARS) if name == "headers" else value
-            pairs = ", ".join(f"{dotted((key,))} = {_text(each)}" for key, each in stars.items())
+            pairs = ", ".join(f"{dotted((key,))} = {_shown(key, each)}" for key, each in stars.items())
             return f"{{ {pairs} }}" if pairs else "{}"
         case str():
             return _text(shown_url(value) if name in ("base_url", "proxy") else value)

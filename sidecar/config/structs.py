@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -63,6 +63,7 @@ PLACELESS: Final = ("azure", "openai-compatible")  # have no base URL of their o
 KINDS: Final = (*KEY_VARIABLES, *KEYLESS)
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Rate = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 File = Annotated[str, Meta(description="a path; a relative one is relative to the folder of this file")]
@@ -108,10 +109,33 @@ class Pool(Table, frozen=True):
 
 
 class Limits(Table, frozen=True):
-    """[providers.X.limits]: what this process may ask of a provider."""
+    """[providers.X.limits]: what this process may ask of a provider.
+
+    `adaptive` is off by default: it begins with a guess, and must not refuse what a provider would have taken unasked.
+    """
 
     requests_per_minute: Rate | None = None
     concurrency: Count | None = None
+    adaptive: bool = False
+
+
+class Breaker(Table, frozen=True):
+    """[breaker], [providers.X.breaker]: when a target that fails is left alone, and for how long."""
+
+    consecutive_failures: Count = 5
+    open_seconds: Seconds = 1.0
+    max_open_seconds: Seconds = 60.0
+
+
+class Retry(Table, frozen=True):
+    """[retry]: a second try at the same target, before a byte has gone to the client. Clients retry themselves, too."""
+
+    attempts: Annotated[int, Meta(ge=0, le=10)] = 1
+    base_seconds: Seconds = 0.25
+    cap_seconds: Seconds = 4.0
+    max_wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    budget_percent: Percent = 20.0
+    budget_minimum: Annotated[int, Meta(ge=0, le=1_000_000)] = 3
 
 
 class Queue(Table, frozen=True):
@@ -150,6 +174,8 @@ class Provider(Table, frozen=True):
     kind: str | None = None
     base_url: str | None = None
     api_key: Key | None = None
+    api_keys: tuple[Key, ...] = ()
+    tags: tuple[str, ...] = ()
     headers: dict[str, str] = {}
     drop: tuple[str, ...] = ()
     rename: dict[str, str] = {}
@@ -159,6 +185,7 @@ class Provider(Table, frozen=True):
     timeouts: Timeouts = Timeouts()
     pool: Pool = Pool()
     limits: Limits = Limits()
+    breaker: Breaker = Breaker()
 
     def __repr__(self) -> str:
         """Without what may hold a secret: the values of headers, and parts of URLs."""
@@ -168,11 +195,34 @@ class Provider(Table, frozen=True):
         return f"Provider({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+class Target(Table, frozen=True):
+    """An element of `targets` that says more than its name."""
+
+    to: str
+    weight: Count = 1
+    order: Annotated[int, Meta(ge=0, le=1000)] = 0
+    params: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+
+
+Cause = Literal["any", "error", "timeout", "rate_limit", "context_window", "content_policy"]
+
+
 class Model(Table, frozen=True):
     """[models.X]: a name of your own for one target or several."""
 
-    targets: tuple[str, ...]
-    policy: Literal["failover"] = "failover"
+    targets: tuple[str | Target, ...]
+    policy: Literal["failover", "weighted", "least-latency", "hedge"] = "failover"
+    fallback_on: tuple[Cause, ...] = ("error", "timeout", "rate_limit")
+    affinity_header: str | None = None
+    tags: tuple[str, ...] = ()
+    hedge_after_seconds: Seconds | None = None
+    hedge_budget_percent: Percent = 5.0
+    coalesce: bool = False
+    continuation: bool = False
+    keepalive_comment_seconds: Seconds | None = None
+    commit_bytes: Annotated[int, Meta(ge=0, le=16 * 1024 * 1024)] = 65536
+    commit_seconds: Annotated[float, Meta(ge=0, le=3600)] = 30.0
 
 
 class Caller(Table, frozen=True):
@@ -182,6 +232,14 @@ class Caller(Table, frozen=True):
     models: tuple[str, ...] = ()
     requests_per_minute: Rate | None = None
     concurrency: Count | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    tags: tuple[str, ...] = ()
+
+
+class OnDisconnect(Table, frozen=True):
+    """[on_disconnect]: what becomes of an answer whose client has left."""
+
+    policy: Literal["cancel", "drain"] = "cancel"
 
 
 class Log(Table, frozen=True):
@@ -200,5 +258,8 @@ class Config(Table, frozen=True):
     callers: dict[str, Caller] = {}
     timeouts: Timeouts = Timeouts()
     pool: Pool = Pool()
+    breaker: Breaker = Breaker()
+    retry: Retry = Retry()
     queue: Queue = Queue()
+    on_disconnect: OnDisconnect = OnDisconnect()
     log: Log = Log()

@@ -46,5 +46,7 @@ def _words(info: inspect.Type) -> str:
             return f"a number from {info.ge:g} to {info.le:g}"
         case inspect.BoolType():
             return "true or false"
+        case inspect.StructType():
+            return "a table"
         case _:
             return "a string"

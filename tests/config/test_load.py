@@ -53,7 +53,12 @@ def test_every_fault_is_told_at_once_where_it_stands_with_the_nearest_name(tmp_p
         ),
         (14, 12, 'the target "opena/gpt-4o" names no configured provider; did you mean "openai"?'),
         (14, 28, 'the target "openai/" is not of the form provider/model'),
-        (15, 1, 'models.fast.policy must be "failover", not "falover"; did you mean "failover"?'),
+        (
+            15,
+            1,
+            'models.fast.policy must be "failover" or "hedge" or "least-latency" or "weighted", not "falover"'
+            '; did you mean "failover"?',
+        ),
         (17, 1, 'log.level must be "info" or "off", not "debug"'),
     ]
 

@@ -89,7 +89,17 @@ def test_what_is_in_force_is_toml_with_the_values_in_force(tmp_path: Path) -> No
         "total_seconds": 1800.0,
     }
     assert found["providers"]["openai"]["rename"] == {"max_tokens": "max_completion_tokens"}
-    assert found["models"]["fast"] == {"policy": "failover", "targets": ["openai/gpt-4o-mini"]}
+    assert found["models"]["fast"] == {
+        "targets": ["openai/gpt-4o-mini"],
+        "policy": "failover",
+        "fallback_on": ["error", "timeout", "rate_limit"],
+        "tags": [],
+        "hedge_budget_percent": 5.0,
+        "coalesce": False,
+        "continuation": False,
+        "commit_bytes": 65536,
+        "commit_seconds": 30.0,
+    }
 
 
 def source(text: str, table: str, option: str) -> str:
