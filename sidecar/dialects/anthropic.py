@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.dialects.neutral import NOTHING, Fault, Stop
+from sidecar.dialects.lenient import mended
+from sidecar.dialects.neutral import NOTHING, Fault, Stop, says
 from sidecar.errors import BodyInvalid
 from sidecar.types import Envelope, Usage, View
 from sidecar.wire import body, sse
@@ -191,15 +192,33 @@ class _Event(msgspec.Struct):
 
 
 _event = msgspec.json.Decoder(_Event)
+_any = msgspec.json.Decoder()
+
+
+def has_content(data: bytes) -> bool:
+    """Whether an event holds the first of an answer: a block or a delta that says anything, or why the answer stops."""
+    try:
+        event = _any.decode(mended(data))
+        if not isinstance(event, dict):
+            return False
+        kind, delta = event.get("type"), event.get("delta")
+        if kind == "message_delta":
+            return isinstance(delta, dict) and says(delta.get("stop_reason"))
+        return kind in ("content_block_start", "content_block_delta") and (
+            says(event.get("content_block")) or says(delta)
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 class StreamMeter:
     """Watches a stream: usage stands in message_start and message_delta, the end is message_stop."""
 
-    __slots__ = ("_usage", "ended", "fault")
+    __slots__ = ("_usage", "ended", "fault", "started")
 
     def __init__(self) -> None:
         self._usage: WireUsage | None = None
+        self.started = False
         self.ended = False
         self.fault: str | None = None
 
@@ -213,6 +232,8 @@ class StreamMeter:
         return self._usage.neutral() if self._usage is not None else None
 
     def feed(self, block: bytes) -> bytes:
+        if not self.started:  # until then each event is decoded
+            self.started = any(has_content(event.data) for event in sse.events(block))
         if b'"usage"' in block or b'"message_stop"' in block or b'"error"' in block:
             for event in sse.events(block):
                 self._read(event.data)
@@ -251,6 +272,10 @@ class UnaryMeter:
     def usage(self) -> Usage | None:
         event = self._event()
         return read_usage(event.usage) if event is not None else None
+
+    @property
+    def started(self) -> bool:
+        return self._size > 0
 
     @property
     def ended(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.dialects.neutral import NOTHING, Fault, Redacted, Stop, Thinking
-from sidecar.dialects.openai_errors import fault_of
+from sidecar.dialects.openai_errors import BROKEN_OFF, fault_of
 
 _STOPS: Final[dict[str, Stop]] = {
     "stop": "stop",
@@ -19,7 +19,6 @@ _STOPS: Final[dict[str, Stop]] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
-_BROKEN_OFF: Final = ("error", "abort", "insufficient_system_resource")  # OpenRouter and Mistral; vLLM; DeepSeek
 _string = msgspec.json.Decoder(str)
 
 
@@ -78,7 +77,7 @@ def broken_off(choice: Choice) -> Fault | None:
     """The error of an answer that its provider gave up in the middle."""
     if choice.error:
         return fault_of(choice.error)
-    if choice.finish_reason in _BROKEN_OFF:
+    if choice.finish_reason in BROKEN_OFF:
         return fault_of(f"the provider broke off its answer: {choice.finish_reason}")
     return None
 

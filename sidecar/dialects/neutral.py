@@ -24,6 +24,16 @@ def sent(raw: msgspec.Raw) -> msgspec.Raw | None:
     return raw if bytes(raw) not in (b"", b"null") else None
 
 
+_LABELS = frozenset(("type", "format", "id", "index", "role"))  # what a piece is, not what it says
+
+
+def says(value: Any) -> bool:
+    """Whether a piece of a streamed answer, as decoded JSON, holds anything to read: a text that is not empty."""
+    if isinstance(value, dict):
+        return any(says(member) for name, member in value.items() if name not in _LABELS)
+    return any(map(says, value)) if isinstance(value, list) else isinstance(value, str) and value != ""
+
+
 class Text(msgspec.Struct):
     text: str
     cache: msgspec.Raw | None = None  # a cache marker, where the source has one
@@ -231,6 +241,15 @@ class Meter(Protocol):
 
     @property
     def usage(self) -> Usage | None: ...
+
+    @property
+    def started(self) -> bool:
+        """The first content has come: text, thinking, a refusal, a call, why the answer stopped.
+
+        Not what comes before any: a role, a ping, an empty piece, usage; nor an error, which is a fault. So a stream
+        that ends without it was no answer. A body that comes whole has started with its first byte.
+        """
+        ...
 
     @property
     def ended(self) -> bool:

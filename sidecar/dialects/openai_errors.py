@@ -23,6 +23,8 @@ _TYPES: Final = {
     498: "server_error",
     504: "timeout",
 }
+# Reasons to finish that are none: OpenRouter's and Mistral's, vLLM's, DeepSeek's.
+BROKEN_OFF: Final = ("error", "abort", "insufficient_system_resource")
 # What an error inside an answer calls itself, as the status that it would have had.
 _STATUSES: Final = {
     "invalid_request_error": 400,

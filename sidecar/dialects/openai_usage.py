@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.dialects.lenient import mended
-from sidecar.dialects.neutral import NOTHING
-from sidecar.dialects.openai_errors import fault_in
+from sidecar.dialects.neutral import NOTHING, says
+from sidecar.dialects.openai_errors import BROKEN_OFF, fault_in
 from sidecar.types import Usage
 from sidecar.wire import sse
 
@@ -20,6 +20,11 @@ _DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 _ENDING: Final = re.compile(rb'(?:^|[\r\n])data: ?\[DONE\]|"finish_reason"\s*:\s*"[^"]')
 _REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+# Where a delta says something. Content may be a list of parts; reasoning goes by many names.
+_SAYS: Final = (
+    "content", "refusal", "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "function_call",
+    "audio", "images", "annotations",
+)  # fmt: skip
 _TAIL_BYTES: Final = 64 * 1024
 _MOST_TOKENS: Final = 1 << 53  # what a float counts exactly; more is no count of tokens
 
@@ -97,6 +102,7 @@ class _Endings(msgspec.Struct):
 
 _metered = msgspec.json.Decoder(_Metered)
 _chunk = msgspec.json.Decoder(_Chunk)
+_any = msgspec.json.Decoder()
 _endings = msgspec.json.Decoder(_Endings)
 _usage = msgspec.json.Decoder(WireUsage | None)
 
@@ -128,20 +134,45 @@ def write_usage(usage: Usage) -> dict[str, object]:
 # -- meters
 
 
+def has_content(data: bytes) -> bool:
+    """Whether a chunk holds the first of an answer: anything that is said, a call, or the reason why it ends."""
+    try:
+        chunk = _any.decode(mended(data))
+        choices = chunk.get("choices") if isinstance(chunk, dict) and not chunk.get("error") else None
+        return isinstance(choices, list) and any(_speaks(choice) for choice in choices if isinstance(choice, dict))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False  # [DONE], or what no client can read
+
+
+def _speaks(choice: dict[str, Any]) -> bool:
+    reason = choice.get("finish_reason")
+    if choice.get("error") or reason in BROKEN_OFF:
+        return False
+    if says(reason) or says(choice.get("text")):
+        return True
+    delta = choice.get("delta") or choice.get("message")
+    if not isinstance(delta, dict):
+        return False
+    return bool(delta.get("tool_calls")) or any(says(delta.get(name)) for name in _SAYS)
+
+
 class StreamMeter:
     """Watches a stream of chunks: finds usage by searching bytes, and decodes only the event that holds it."""
 
-    __slots__ = ("_closed", "_hide", "_last", "fault", "usage")
+    __slots__ = ("_closed", "_hide", "_last", "fault", "started", "usage")
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide = hide_usage
         self._closed = False
+        self.started = False
         self._last: deque[bytes] = deque(maxlen=8)  # the end may be followed by usage, filters' results and comments
         self.usage: Usage | None = None
         self.fault: str | None = None
 
     def feed(self, block: bytes) -> bytes:
         self._last.append(block)
+        if not self.started:  # until then each event is decoded
+            self.started = any(has_content(event.data) for event in sse.events(block))
         if b'"error"' in block:
             self._look_for_fault(block)
         if b'"usage"' in block and _USAGE.search(block) is not None:
@@ -253,6 +284,10 @@ class UnaryMeter:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # not what it should be: look for it as in a long one
         return _last_usage(data) or _last_usage(self._head)
+
+    @property
+    def started(self) -> bool:
+        return self._size > 0
 
     @property
     def ended(self) -> bool:

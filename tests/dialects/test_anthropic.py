@@ -185,6 +185,66 @@ def test_usage_of_a_stream_is_cumulative() -> None:
     assert watching.fault is None
 
 
+def _start(block: bytes) -> bytes:
+    return b'{"type":"content_block_start","index":0,"content_block":%b}' % block
+
+
+def _piece(delta: bytes) -> bytes:
+    return b'{"type":"content_block_delta","index":0,"delta":%b}' % delta
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _start(b'{"type":"text","text":"a"}'),
+        _start(b'{"type":"tool_use","id":"t","name":"f","input":{}}'),
+        _start(b'{"type":"server_tool_use","id":"t","name":"web_search","input":{}}'),
+        _start(b'{"type":"redacted_thinking","data":"AAAA"}'),
+        _piece(b'{"type":"text_delta","text":" "}'),
+        _piece(rb'{"type":"text_delta","text":"\ud83d"}'),  # half of a pair
+        _piece(b'{"type":"thinking_delta","thinking":"a"}'),
+        _piece(b'{"type":"signature_delta","signature":"a"}'),
+        _piece(b'{"type":"input_json_delta","partial_json":"{"}'),
+        b'{"type":"message_delta","delta":{"stop_reason":"end_turn"}}',
+    ],
+)
+def test_a_stream_starts_with_content(data: bytes) -> None:
+    apart, together = anthropic.StreamMeter(), anthropic.StreamMeter()
+    apart.feed(START)
+    assert not apart.started
+    apart.feed(sse.write(data))
+    together.feed(START + b'event: ping\ndata: {"type":"ping"}\n\n' + sse.write(data) + STOP)
+    assert apart.started
+    assert together.started
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"ping"}',
+        _start(b'{"type":"text","text":""}'),
+        _start(b'{"type":"text","text":"","citations":[]}'),
+        _start(b'{"type":"thinking","thinking":"","signature":""}'),
+        _start(b"null"),
+        _piece(b'{"type":"text_delta","text":""}'),
+        _piece(b'{"type":"input_json_delta","partial_json":""}'),
+        b'{"type":"message_delta","delta":{"stop_reason":null,"container":{"id":"c","expires_at":"never"}}}',
+        b'{"type":"message_delta","delta":null}',
+        b'{"type":"error","error":{"type":"overloaded_error","message":"no"}}',
+        b'{"type":"unheard_of","delta":{"text":"a"}}',
+        b'{"type":["content_block_delta"],"delta":{"text":"a"}}',
+        b'{"type":"message_stop"}',
+        b"[]",
+        b"{",
+        b"[DONE]",
+    ],
+)
+def test_what_comes_before_content_is_no_start(data: bytes) -> None:
+    watching = anthropic.StreamMeter()
+    watching.feed(START + sse.write(data))
+    assert not watching.started
+
+
 def test_fault_of_a_stream() -> None:
     watching = anthropic.StreamMeter()
     watching.feed(
@@ -203,10 +263,12 @@ def test_content_that_speaks_of_usage_is_none() -> None:
 
 def test_body() -> None:
     watching = anthropic.UnaryMeter()
+    assert not watching.started
     data = b'{"type":"message","content":[],"usage":{"input_tokens":9,"output_tokens":1}}'
     for at in range(0, len(data), 10):
         watching.feed(data[at : at + 10])
     assert watching.usage == Usage(input=9, output=1)
+    assert watching.started
     assert watching.ended
     assert watching.fault is None
 

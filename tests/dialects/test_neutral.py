@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sidecar.dialects.neutral import NOTHING, Ask, effort_of, sent, written
+from sidecar.dialects.neutral import NOTHING, Ask, effort_of, says, sent, written
 
 
 def test_sent_tells_what_was_not_sent() -> None:
@@ -12,6 +12,13 @@ def test_sent_tells_what_was_not_sent() -> None:
     assert sent(msgspec.Raw(b"null")) is None
     raw = msgspec.Raw(b"false")
     assert sent(raw) is raw
+
+
+def test_labels_say_nothing() -> None:
+    assert says([{"type": "text", "text": "a"}])
+    assert not says(
+        [{"type": "text", "id": "1", "index": 0, "format": "f", "role": "r", "text": "", "more": [None, 5]}]
+    )
 
 
 def test_efforts_of_budgets() -> None:

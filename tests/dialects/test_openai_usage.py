@@ -7,6 +7,7 @@ import pytest
 
 from sidecar.dialects.openai_usage import ChoicesMeter, StreamMeter, UnaryMeter, meter, read_usage, write_usage
 from sidecar.types import Usage
+from sidecar.wire import sse
 
 USAGE = b'{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12}'
 COUNTED = Usage(input=10, output=2)
@@ -122,6 +123,79 @@ def test_ended(blocks: list[bytes], ended: bool) -> None:
     assert watching.ended is ended
 
 
+ROLE = b'{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"usage":null}'
+
+
+def _delta(delta: bytes) -> bytes:
+    return b'{"choices":[{"index":0,"delta":%b,"finish_reason":null}]}' % delta
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _delta(b'{"role":"assistant","content":"a"}'),
+        _delta(b'{"content":" "}'),
+        _delta(rb'{"content":"\ud83d"}'),  # half of a pair
+        _delta(b'{"content":[{"type":"thinking","thinking":[{"type":"text","text":"a"}]}]}'),  # Mistral
+        _delta(b'{"refusal":"no"}'),
+        _delta(b'{"role":"assistant","content":null,"reasoning":"a"}'),
+        _delta(b'{"content":"","reasoning_content":"a"}'),
+        _delta(b'{"content":"","reasoning_details":[{"type":"reasoning.encrypted","data":"gAAA"}]}'),
+        _delta(b'{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":""}}]}'),
+        _delta(b'{"function_call":{"name":"f","arguments":""}}'),
+        _delta(b'{"content":null,"audio":{"id":"a","data":"AAAA"}}'),
+        b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        b'{"choices":[{"index":0,"finish_reason":"content_filter"}]}',
+        b'{"choices":[{"index":0,"text":"a"}]}',
+        b'{"choices":[null,{"index":1,"delta":{"content":"a"}}]}',
+        b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"}}]}',
+    ],
+)
+def test_a_stream_starts_with_content(data: bytes) -> None:
+    apart, together = (StreamMeter(hide_usage=False) for _ in range(2))
+    for block in (b": ping\n\n", sse.write(ROLE)):
+        apart.feed(block)
+    assert not apart.started
+    apart.feed(sse.write(data))
+    together.feed(b": ping\n\n" + sse.write(ROLE) + sse.write(data) + DONE)
+    assert apart.started
+    assert together.started
+    assert apart.fault is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ROLE,
+        _delta(b'{"role":"assistant","content":null,"refusal":null,"tool_calls":[],"reasoning":"","channel":"final"}'),
+        _delta(b'{"reasoning_details":[{"type":"reasoning.text","text":"","format":"unknown","index":0}]}'),
+        _delta(b'{"content":[{"type":"text","text":""}]}'),
+        _delta(b"null"),
+        _delta(b'"a"'),
+        b'{"choices":[],"prompt_filter_results":[{"prompt_index":0}]}',  # Azure
+        b'{"choices":[{"index":0,"finish_reason":null,"content_filter_results":{"hate":{"severity":"safe"}}}]}',
+        b'{"choices":[{"index":0,"text":"","finish_reason":null}]}',
+        b'{"choices":[{"index":0,"delta":{"content":""},"finish_reason":""}]}',
+        b'{"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}',
+        b'{"choices":[{"index":0,"delta":{"content":"a"},"error":{"message":"no"}}]}',
+        b'{"error":{"message":"no"},"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}',
+        b'{"object":"error","message":"no"}',
+        b'{"choices":[],"usage":%b}' % USAGE,
+        b'{"choices":null}',
+        b'{"choices":{}}',
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        _delta(b'{"content":%b%b}' % (b"[" * 900, b"]" * 900)),
+        b"[DONE]",
+    ],
+)
+def test_what_comes_before_content_is_no_start(data: bytes) -> None:
+    watching = meter(stream=True, hide_usage=True, choices=2)
+    watching.feed(sse.write(data))
+    assert not watching.started
+
+
 def _choice(index: int, reason: str | None = None, content: str = "a") -> bytes:
     choice = {"index": index, "delta": {} if reason else {"content": content}, "finish_reason": reason}
     return b"data: %b\n\n" % orjson.dumps({"choices": [choice]})
@@ -195,7 +269,9 @@ def test_usage_of_a_body(data: bytes, size: int) -> None:
 
 def test_body_without_usage() -> None:
     watching = UnaryMeter()
+    assert not watching.started
     watching.feed(b'{"usage":{"prompt_tokens":')
+    assert watching.started
     assert watching.usage is None
 
 
