@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from sidecar import config, routing
-from sidecar.config import Config, Key
-from sidecar.errors import SidecarError, UnknownModel, Unsupported
-from sidecar.routing import Routes, allowed, build, models, plan
+from sidecar.config import Config, Key, Model, Provider, Target
+from sidecar.errors import ModelForbidden, SidecarError, UnknownModel, Unsupported
+from sidecar.routing import Routes, allowed, build, find, models, plan
 from sidecar.secret import Secret
 from sidecar.types import Caller
 
@@ -222,3 +224,162 @@ def test_the_names_that_are_listed() -> None:
     found = routes("openai", "anthropic", fast=("openai/a", "anthropic/b"), slow=("openai/a",))
     assert models(found) == ["fast", "slow", "openai/a", "anthropic/b"]
     assert models(routes("openai")) == []
+
+
+def test_what_stands_for_many_is_not_listed() -> None:
+    found = routes("openai", "lab=openai-compatible", **{"gpt-*": ("openai/gpt-*", "lab/one"), "x": ("lab/one",)})
+    assert models(found) == ["x", "lab/one"]
+
+
+# -- wildcards
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ("gpt-4o", "openai/gpt-4o"),
+        ("gpt-4o/x y*z", "openai/gpt-4o/x y*z"),
+        ("gpt-*", "openai/gpt-*"),
+        ("gpt-exact", "lab/exact"),  # an exact name before any pattern
+        ("gpt-5-mini", "lab/five/mini"),  # the longest text before the * first
+        ("gpt-5-nano-eu", "lab/eu/nano"),  # and then the longest behind it
+        ("lab/m", "lab/m"),  # `lab/*` says more of it than `*` and `lab*` do
+        ("lab-m", "lab/dash/-m"),
+        ("openai/m", "lab/instead/m"),  # but no more than a `openai/*` of your own
+        ("anything", "lab/rest/anything"),
+        ("xy", "lab/rest/xy"),  # a * stands for one character or more
+        ("xzy", "lab/between/z"),
+        ("gpt-", "lab/rest/gpt-"),
+        ("/", "lab/rest//"),
+    ],
+)
+def test_patterns(asked: str, target: str) -> None:
+    names = {
+        "*": ("lab/rest/*",),
+        "gpt-*": ("openai/gpt-*",),
+        "gpt-5-*": ("lab/five/*",),
+        "gpt-5-*-eu": ("lab/eu/*",),
+        "gpt-exact": ("lab/exact",),
+        "lab*": ("lab/dash/*",),
+        "openai/*": ("lab/instead/*",),
+        "x*y": ("lab/between/*",),
+    }
+    for aliases in (names, dict(reversed(names.items()))):
+        ((name, model, _),) = planned(routes("openai", "lab=openai-compatible", **aliases), asked)
+        assert f"{name}/{model}" == target
+
+
+def test_a_pattern_for_several_targets_one_of_them_fixed() -> None:
+    found = routes("openai", "anthropic", "xai", **{"a-*": ("openai/*", "anthropic/claude-x", "xai/g-*-y")})
+    assert [target[:2] for target in planned(found, "a-b")] == [
+        ("openai", "b"),
+        ("anthropic", "claude-x"),
+        ("xai", "g-b-y"),
+    ]
+    assert find(found, "a-b", "chat").targets[0].why == 'target of [models."a-*"]'
+
+
+def test_a_pattern_before_the_names_that_providers_are_known_for() -> None:
+    found = routes("openai", "xai", **{"gpt-*": ("xai/*",)})
+    assert planned(found, "gpt-4o") == [("xai", "4o", "chat")]
+    assert planned(found, "o3") == [("openai", "o3", "chat")]
+    assert refused(found, "zzz").status == 404
+
+
+def test_a_pattern_cannot_be_led_out_of_its_path() -> None:
+    url = "https://r.test/openai/deployments/{model}?api-version=1"
+    aliases = {"az-*": Model(targets=("azure/*",))}
+    found = build(Config(providers={"azure": Provider(base_url=url, api_key=KEY)}, models=aliases))
+    (target,) = plan(found, "az-../x?y", "chat")
+    assert target.path == b"/openai/deployments/..%2Fx%3Fy/chat/completions?api-version=1"
+    assert refused(found, "az-..").message == "the model '..' cannot stand in a path"
+
+
+@settings(max_examples=300, deadline=None)
+@given(prefix=st.text("ab-/", max_size=4), suffix=st.text("ab-/", max_size=4), asked=st.text("ab-/*", max_size=8))
+def test_a_star_stands_for_what_is_between(prefix: str, suffix: str, asked: str) -> None:
+    found = routes("lab=openai-compatible", **{f"{prefix}*{suffix}": ("lab/<*>",)})
+    part = asked.removeprefix(prefix).removesuffix(suffix)
+    if part and f"{prefix}{part}{suffix}" == asked:
+        assert planned(found, asked) == [("lab", f"<{part}>", "chat")]
+    else:
+        assert refused(found, asked).status == 404
+
+
+# -- what else is said of targets
+
+
+def test_a_plain_name_has_the_defaults() -> None:
+    found = find(routes("openai"), "openai/gpt-4o", "chat")
+    assert (found.name, found.policy, found.affinity, found.skipped) == ("openai/gpt-4o", "failover", None, ())
+    assert msgspec.structs.replace(found.model, targets=("x",)) == Model(targets=("x",))
+    (target,) = found.targets
+    assert (target.key, target.weight, target.order, target.params) == ("openai/gpt-4o", 1, 0, ())
+    assert target.tags == frozenset()
+
+
+def test_what_is_said_of_a_target() -> None:
+    params = {"temperature": 0.25, "stop": ["x"], "a": {"b": True}, "max_tokens": 2**63}
+    said = Target(to="lab/m", weight=3, order=2, tags=("cheap",), params=params)
+    model = Model(targets=(said, "lab/n"), policy="weighted", affinity_header="X-Session")
+    providers = {"lab": Provider(kind="vllm", tags=("eu",))}
+    found = find(build(Config(providers=providers, models={"fast": model})), "fast", "chat")
+    assert (found.policy, found.affinity, found.model) == ("weighted", b"x-session", model)
+    other, target = found.targets  # by order
+    assert (target.key, target.weight, target.order, target.tags) == ("lab/m", 3, 2, frozenset(("cheap", "eu")))
+    assert (other.key, other.weight, other.order, other.tags) == ("lab/n", 1, 0, frozenset(("eu",)))
+    assert [(name, bytes(value)) for name, value in target.params] == [
+        ("temperature", b"0.25"),
+        ("stop", b'["x"]'),
+        ("a", b'{"b":true}'),
+        ("max_tokens", b"9223372036854775808"),
+    ]
+    assert other.params == ()
+
+
+# -- tags
+
+
+def tagged(*targets: str | Target, tags: tuple[str, ...] = ()) -> Routes:
+    providers = {
+        "openai": Provider(api_key=KEY, tags=("us",)),
+        "xai": Provider(api_key=KEY, tags=("eu",)),
+        "voyage": Provider(api_key=KEY, tags=("eu",)),
+    }
+    return build(Config(providers=providers, models={"m": Model(targets=targets, tags=tags)}))
+
+
+def keys(found: Routes, asked: str, *tags: str, dialect: str = "chat") -> list[str]:
+    return [target.key for target in find(found, asked, dialect, frozenset(tags)).targets]
+
+
+def test_a_models_tags_choose_its_targets() -> None:
+    targets = ("openai/a", "xai/b", Target(to="xai/c", tags=("fast",)), Target(to="openai/d", tags=("eu",)))
+    assert keys(tagged(*targets), "m") == ["openai/a", "xai/b", "xai/c", "openai/d"]
+    assert keys(tagged(*targets, tags=("eu",)), "m") == ["xai/b", "xai/c", "openai/d"]
+    assert keys(tagged(*targets, tags=("eu", "us")), "m") == ["openai/d"]
+    assert find(tagged(*targets, tags=("fast",)), "m", "chat").skipped == (
+        "openai/a has not the tag fast of its model's",
+        "xai/b has not the tag fast of its model's",
+        "openai/d has not the tag fast of its model's",
+    )
+    assert refused(tagged("openai/a", "voyage/v", tags=("eu",)), "m").message == (
+        "openai/a has not the tag eu of its model's; provider voyage does not serve chat"
+    )
+
+
+def test_a_callers_tags_hold_for_every_name() -> None:
+    found = tagged("openai/a", "xai/b", Target(to="xai/c", tags=("fast",)))
+    assert keys(found, "m", "eu") == ["xai/b", "xai/c"]
+    assert keys(found, "m", "eu", "fast") == ["xai/c"]
+    assert keys(found, "m") == ["openai/a", "xai/b", "xai/c"]  # a plan of others is not remembered for this one
+    assert keys(found, "xai/b", "eu") == ["xai/b"]
+    assert keys(found, "gpt-4o", "us") == ["openai/gpt-4o"]
+    for asked, tags in (("m", ("zz",)), ("openai/a", ("eu",)), ("gpt-4o", ("eu",)), ("m", ("us", "eu"))):
+        for _ in range(2):
+            with pytest.raises(ModelForbidden) as caught:
+                keys(found, asked, *tags)
+            assert caught.value.message == f"this key may use the model {asked!r} at no provider that serves it"
+            assert (caught.value.status, caught.value.code) == (403, "policy_model_forbidden")
+    with pytest.raises(Unsupported):  # which no caller can do anything about
+        keys(found, "voyage/v", "us")
