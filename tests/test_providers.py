@@ -219,6 +219,20 @@ def test_a_key_that_is_not_there(kind: str, key: Key | None, missing: str | None
     assert upstream.forward_caller_key is (key is not None and key.source == "caller")
 
 
+def test_several_keys_are_sent_alike_and_the_first_stands_alone() -> None:
+    missing = Key(source="env:X", missing="X is not set")
+    upstream = resolve(
+        "mine", table(kind="anthropic", api_keys=(missing, KEY, Key(source="env:B", secret=Secret("b"))))
+    )
+    assert [(auth.header, auth.prefix, auth.secret.reveal()) for auth in upstream.auths] == [
+        (b"x-api-key", b"", "canary"),
+        (b"x-api-key", b"", "b"),
+    ]
+    assert (upstream.auth, upstream.missing_key) == (upstream.auths[0], None)
+    none = resolve("mine", table(kind="openai", api_keys=(missing, Key(source="env:Y", missing="Y is not set"))))
+    assert (none.auth, none.auths, none.missing_key) == (None, (), "X is not set; Y is not set")
+
+
 def test_a_table_adds_to_its_row() -> None:
     upstream = resolve(
         "mine",

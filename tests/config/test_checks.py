@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from sidecar.config import Breaker, Retry
 from tests.config.files import CANARY, OPENAI, OWN_KIND, config, messages, read, refused, written
 
 
@@ -224,3 +225,77 @@ def test_tls_that_is_not_verified_is_warned_of(tmp_path: Path) -> None:
 def test_checking_makes_no_log(tmp_path: Path) -> None:
     config(tmp_path, OPENAI + '[log]\nfile = "access.log"\n')
     assert not (tmp_path / "access.log").exists()
+
+
+# -- bad days
+
+
+@pytest.mark.parametrize(
+    ("table", "less", "more"),
+    [
+        ("retry", "base_seconds", "cap_seconds"),
+        ("breaker", "open_seconds", "max_open_seconds"),
+        ("providers.openai.breaker", "open_seconds", "max_open_seconds"),
+    ],
+)
+def test_a_first_wait_over_the_longest_is_refused(tmp_path: Path, table: str, less: str, more: str) -> None:
+    text = f"{OPENAI}[{table}]\n{less} = 90\n"
+    config(tmp_path, text)  # the default of the longest gives way
+    config(tmp_path, f"{text}{more} = 90\n")
+    (fault,) = refused(tmp_path, f"{text}{more} = 80.5\n")
+    assert (fault.line, fault.column) == (4, 1)
+    assert fault.message == f"{table}: {less} (90) is over {more} (80.5)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[retry]\natempts = 2", 'unknown option "atempts" in [retry]; did you mean "attempts"?'),
+        ("[retry]\nattempts = 1.5", "retry.attempts must be a whole number from 0 to 10, not 1.5"),
+        ("[retry]\nbudget_percent = 101", "retry.budget_percent must be a number from 0 to 100, not 101"),
+        ("[retry]\nmax_wait_seconds = -1", "retry.max_wait_seconds must be a number from 0 to 3600, not -1"),
+        ("[breakers]\nopen_seconds = 1", 'unknown option "breakers"; did you mean "breaker"?'),
+        ("[breaker]\nfailures = 1", 'unknown option "failures" in [breaker]'),
+        ("[breaker]\nopen_second = 1", 'unknown option "open_second" in [breaker]; did you mean "open_seconds"?'),
+        ("[providers.openai.limits]\nadaptive = 1", "providers.openai.limits.adaptive must be true or false, not 1"),
+        (
+            '[on_disconnect]\npolicy = "cancle"',
+            'on_disconnect.policy must be "cancel" or "drain", not "cancle"; did you mean "cancel"?',
+        ),
+        (
+            '[callers.web]\nkey = "env:OPENAI_API_KEY"\npriority = "hihg"',
+            'callers.web.priority must be "high" or "low" or "normal", not "hihg"; did you mean "high"?',
+        ),
+        (
+            '[callers.web]\nkey = "env:OPENAI_API_KEY"\nprioriti = "high"',
+            'unknown option "prioriti" in [callers.web]; did you mean "priority"?',
+        ),
+        (
+            '[providers.xai]\ntags = ["e u"]',
+            "the name 'e u' has spaces or characters beyond ASCII, or no or too many",
+        ),
+        (
+            '[providers.xai]\ntags = [""]',
+            "the name '' has spaces or characters beyond ASCII, or no or too many",
+        ),
+        ('[providers.xai]\ntags = "eu"', "providers.xai.tags must be an array, not a string"),
+        ("[providers.xai]\ntag = []", 'unknown option "tag" in [providers.xai]; did you mean "tags"?'),
+    ],
+)
+def test_an_option_of_bad_days_at_fault(tmp_path: Path, line: str, message: str) -> None:
+    text = OPENAI if "[providers.openai" not in line else ""
+    assert messages(refused(tmp_path, f"{text}{line}\n")) == [message]
+
+
+def test_what_holds_on_bad_days_by_default(tmp_path: Path) -> None:
+    """A change of one is a change of what clients see."""
+    found = config(tmp_path, f'{OPENAI}[callers.web]\nkey = "env:OPENAI_API_KEY"\n')
+    assert found.retry == Retry(
+        attempts=1, base_seconds=0.25, cap_seconds=4, max_wait_seconds=5, budget_percent=20, budget_minimum=3
+    )
+    assert found.breaker == Breaker(consecutive_failures=5, open_seconds=1, max_open_seconds=60)
+    assert found.providers["openai"].breaker == found.breaker
+    assert found.providers["openai"].limits.adaptive is False
+    assert (found.providers["openai"].api_keys, found.providers["openai"].tags) == ((), ())
+    assert found.on_disconnect.policy == "cancel"
+    assert (found.callers["web"].priority, found.callers["web"].tags) == ("normal", ())

@@ -279,3 +279,64 @@ def test_no_repr_shows_a_key() -> None:
     key = Key(source="inline", digest=b"d" * 32)
     table = Provider(api_key=key, base_url=f"https://h?k={CANARY}", headers={"a": CANARY}, proxy=f"http://u:{CANARY}@h")
     assert CANARY not in repr((table, Caller(key=key)))
+
+
+def several(folder: Path, keys: str, more: str = "") -> tuple[Key, ...]:
+    env = {"A": "k-a", "B": "k-b", "C": "k-a"}
+    return read(folder, f"[providers.openai]\napi_keys = {keys}\n{more}", env).config.providers["openai"].api_keys
+
+
+def test_several_keys_of_a_provider(tmp_path: Path) -> None:
+    written(tmp_path / "key", "k-file\n")
+    found = several(tmp_path, '["env:A", "file:key", "inline-key"]')
+    assert [key.secret.reveal() for key in found if key.secret is not None] == ["k-a", "k-file", "inline-key"]
+    assert [key.source for key in found] == ["env:A", "file:key", "inline"]
+
+
+def test_several_keys_instead_of_the_kinds_variable(tmp_path: Path) -> None:
+    loaded = read(tmp_path, '[providers.openai]\napi_keys = ["env:A", "env:B"]\n', {"A": "k-a", "OPENAI_API_KEY": "o"})
+    provider = loaded.config.providers["openai"]
+    assert provider.api_key is None
+    assert [key.missing for key in provider.api_keys] == [None, "the environment variable B is not set"]
+    assert messages(loaded.warnings) == ["providers.openai.api_keys.1: the environment variable B is not set"]
+    assert loaded.warnings[0].column == 22
+
+
+@pytest.mark.parametrize(
+    ("keys", "column", "message"),
+    [
+        ("[]", 1, "providers.openai.api_keys: needs a key, as env:NAME or file:/path"),
+        ('"env:A"', 1, "providers.openai.api_keys must be an array, not a string"),
+        (
+            '["env:A", 1]',
+            22,
+            "providers.openai.api_keys.1 must be a string that says where the key is: env:NAME or file:/path",
+        ),
+        ('["env:A", "env:A"]', 22, "providers.openai.api_keys: this key stands there already"),
+        ('["env:A", "env:C"]', 22, "providers.openai.api_keys: this key stands there already"),
+        ('["env:X", "env:X"]', 22, "providers.openai.api_keys: this key stands there already"),
+        (
+            '["env:A", "caller"]',
+            22,
+            'providers.openai.api_keys: "caller" is for api_key: it cannot take turns with others',
+        ),
+        (
+            '["env:A", "$B"]',
+            22,
+            "providers.openai.api_keys.1: a variable is named as env:NAME",
+        ),
+    ],
+)
+def test_what_are_no_keys(tmp_path: Path, keys: str, column: int, message: str) -> None:
+    (fault,) = refused(tmp_path, f"[providers.openai]\napi_keys = {keys}\n", {"A": "k-a", "B": "k-b", "C": "k-a"})
+    assert (fault.line, fault.column, fault.message) == (2, column, message)
+
+
+def test_one_key_and_several_are_refused(tmp_path: Path) -> None:
+    (fault,) = refused(tmp_path, OPENAI + 'api_keys = ["env:OPENAI_API_KEY"]\n')
+    assert (fault.line, fault.message) == (3, "[providers.openai] has both api_key and api_keys: take one of them")
+
+
+def test_several_keys_in_a_file_that_others_may_read_are_refused(tmp_path: Path) -> None:
+    (fault,) = refused(tmp_path, '[providers.openai]\napi_keys = ["env:OPENAI_API_KEY", "inline"]\n', mode=0o644)
+    assert fault.message.startswith("providers.openai.api_keys.1: a key stands in the file, and ")

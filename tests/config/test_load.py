@@ -6,9 +6,10 @@ import os
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from sidecar.config import Config, ConfigError, Timeouts, examine, load, proxies
+from sidecar.config import Breaker, Config, ConfigError, Timeouts, examine, load, proxies
 from tests.config.files import CANARY, ENV, OPENAI, OWN_KIND, config, messages, read, refused, written
 
 FAULTY = """\
@@ -218,15 +219,7 @@ def test_the_proxy_variables_are_read_but_not_the_one_that_a_request_can_set() -
 
 
 def test_what_the_file_leaves_out_is_as_the_structs_say(tmp_path: Path) -> None:
-    found = config(tmp_path, OPENAI)
-    default = Config()
-    assert (found.server, found.timeouts, found.pool, found.queue, found.log) == (
-        default.server,
-        default.timeouts,
-        default.pool,
-        default.queue,
-        default.log,
-    )
+    assert msgspec.structs.replace(config(tmp_path, OPENAI), providers={}) == Config()
 
 
 def test_timeouts_and_pool_are_defaults_of_every_provider_key_by_key(tmp_path: Path) -> None:
@@ -238,6 +231,14 @@ def test_timeouts_and_pool_are_defaults_of_every_provider_key_by_key(tmp_path: P
     assert found.providers["openai"].timeouts == Timeouts(connect_seconds=2, idle_seconds=3)
     assert found.providers["xai"].timeouts == Timeouts(connect_seconds=2, idle_seconds=9)
     assert found.providers["xai"].pool.max_connections == 7
+
+
+def test_the_breaker_is_a_default_of_every_provider_key_by_key(tmp_path: Path) -> None:
+    text = "[breaker]\nconsecutive_failures = 2\nopen_seconds = 9\n"
+    text += "[providers.openai]\nbreaker.open_seconds = 3\n[providers.xai]\n"
+    found = config(tmp_path, text).providers
+    assert found["openai"].breaker == Breaker(consecutive_failures=2, open_seconds=3, max_open_seconds=60)
+    assert found["xai"].breaker == Breaker(consecutive_failures=2, open_seconds=9, max_open_seconds=60)
 
 
 def test_a_fault_of_a_shared_table_is_told_once_and_there(tmp_path: Path) -> None:
@@ -283,6 +284,14 @@ def test_sources_say_the_line_of_each_value(tmp_path: Path) -> None:
         f'[providers.openai]\napi_key = "env:{CANARY}"\n',
         f'[providers.openai]\napi_key = "$ {CANARY}"\n',
         f'[providers.openai]\napi_key = ["{CANARY}"]\n',
+        f'[providers.openai]\napi_keys = "{CANARY}"\n',
+        f'[providers.openai]\napi_keys = ["{CANARY}", 3]\n',
+        f'[providers.openai]\napi_keys = ["{CANARY}", "{CANARY}"]\n',
+        f'[providers.openai]\napi_keys = ["{CANARY} x"]\n',
+        f'[providers.openai]\napi_keys = [["{CANARY}"]]\n',
+        f'{OPENAI}[models]\nx.targets = [{{ to = "openai/m", params.key = "{CANARY}", odd = 1 }}]\n',
+        f'{OPENAI}[models]\nx.targets = [{{ to = "openai/m", params = {{ stream = "{CANARY}" }} }}]\n',
+        f'{OPENAI}[models]\nx.targets = [{{ to = "openai/m", headers = "{CANARY}" }}]\n',
         f'[providers.openai]\napikey = "{CANARY}"\n',
         f'[providers.openai]\napi_key = "{CANARY}\n',
         f"[providers.openai]\napi_key = {CANARY}\n",

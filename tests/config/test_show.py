@@ -60,6 +60,15 @@ def test_the_schema_is_one_and_takes_a_good_file(tmp_path: Path) -> None:
         '[providers.x]\nkind = "opneai"\n',
         '[models.x]\npolicy = "failover"\n',
         "[callers.x]\nkey = 1\n",
+        '[callers.x]\nkey = "env:K"\npriority = "higher"\n',
+        "[models.x]\ntargets = [{ weight = 2 }]\n",
+        '[models.x]\ntargets = [{ to = "a/b", weight = 0 }]\n',
+        '[models.x]\ntargets = [{ to = "a/b", params = 1 }]\n',
+        '[models.x]\ntargets = "a/b"\nfallback_on = ["errors"]\n',
+        "[retry]\nattempts = -1\n",
+        "[breaker]\nfailures = 1\n",
+        '[on_disconnect]\npolicy = "stay"\n',
+        '[providers.x]\napi_keys = "env:K"\n',
         '[log]\nlevel = "debug"\n',
     ],
 )
@@ -161,3 +170,77 @@ b.key = "sha256:{"ab" * 32}"
 def test_odd_text_stays_toml(tmp_path: Path) -> None:
     shown = effective(read(tmp_path, OPENAI + 'drop = ["a\\"\\\\", "\\u007f", "\\n", "é"]\n'), {})
     assert tomllib.loads(shown)["providers"]["openai"]["drop"] == ['a"\\', "\x7f", "\n", "é"]
+
+
+BAD_DAYS = """\
+[providers.openai]
+api_keys = ["env:A", "env:B"]
+tags = ["us"]
+limits.adaptive = true
+breaker.consecutive_failures = 3
+[breaker]
+open_seconds = 2
+[retry]
+attempts = 2
+[models.fast]
+targets = [
+  "openai/a",
+  { to = "openai/b", weight = 3, order = 1, tags = ["x"], params = { t = 0.5, stop = ["\\u007f"], a = { b = true } } },
+]
+policy = "weighted"
+fallback_on = ["any"]
+[models."gpt-*"]
+targets = "openai/gpt-*"
+tags = ["us"]
+keepalive_comment_seconds = 15
+[callers.web]
+key = "env:WEB_KEY"
+priority = "high"
+tags = ["us"]
+[on_disconnect]
+policy = "drain"
+"""
+
+
+def test_what_is_in_force_on_bad_days(tmp_path: Path) -> None:
+    jsonschema.validate(tomllib.loads(BAD_DAYS), plain_schema())
+    text = effective(read(tmp_path, BAD_DAYS, {"A": CANARY, "WEB_KEY": "k"}), {})
+    found = tomllib.loads(text)
+    assert CANARY not in text
+    assert found["providers"]["openai"]["api_keys"] == ["env:A", "env:B"]
+    assert found["providers"]["openai"]["breaker"] == {
+        "consecutive_failures": 3,
+        "open_seconds": 2.0,
+        "max_open_seconds": 60.0,
+    }
+    params = {"t": 0.5, "stop": ["\x7f"], "a": {"b": True}}
+    said = {"to": "openai/b", "weight": 3, "order": 1, "tags": ["x"], "params": params}
+    assert found["models"]["fast"]["targets"] == ["openai/a", said]
+    assert found["models"]["gpt-*"]["targets"] == ["openai/gpt-*"]
+    assert found["retry"]["attempts"] == 2
+    file = f"{tmp_path}/sidecar.toml"
+    for table, option, origin in (
+        ("providers.openai", "tags", f"{file}:3"),
+        (
+            "providers.openai",
+            "api_keys",
+            f"{file}:2 (**********, missing: the environment variable B is not set)",
+        ),
+        ("providers.openai.limits", "adaptive", f"{file}:4"),
+        ("providers.openai.breaker", "consecutive_failures", f"{file}:5"),
+        ("providers.openai.breaker", "open_seconds", f"{file}:7"),  # [breaker]
+        ("providers.openai.breaker", "max_open_seconds", "default"),
+        ("retry", "attempts", f"{file}:9"),
+        ("retry", "budget_percent", "default"),
+        ("models.fast", "targets", f"{file}:11"),
+        ("models.fast", "policy", f"{file}:15"),
+        ("models.fast", "fallback_on", f"{file}:16"),
+        ("models.fast", "affinity_header", "default"),
+        ("models.fast", "hedge_after_seconds", "default"),
+        ('models."gpt-*"', "tags", f"{file}:19"),
+        ('models."gpt-*"', "keepalive_comment_seconds", f"{file}:20"),
+        ("callers.web", "priority", f"{file}:23"),
+        ("callers.web", "tags", f"{file}:24"),
+        ("on_disconnect", "policy", f"{file}:26"),
+    ):
+        assert source(text, table, option) == origin, (table, option)
