@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -58,7 +57,7 @@ _OURS: Final[dict[type, Cause]] = {
     errors.Misconfigured: "auth",  # the key that is missing here another target may have
 }
 _STATUSES: Final[dict[int, Cause]] = {
-    **dict.fromkeys((401, 403), "auth"),
+    **dict.fromkeys((401, 403, 412), "auth"),  # 412: Fireworks' accounts that are suspended
     402: "spend_cap",
     **dict.fromkeys((404, 405, 410), "not_found"),
     **dict.fromkeys((408, 504, 522, 524), "gateway_timeout"),
@@ -68,10 +67,9 @@ _STATUSES: Final[dict[int, Cause]] = {
 }
 _HUNDREDS: Final[dict[int, Cause]] = {2: "in_answer", 3: "not_found", 4: "request", 5: "server"}
 
-_MOST_BYTES: Final = 65_536
-_MOST_LINES: Final = 64
-_LINE: Final = 2000
-_MOST_TEXT: Final = 16_384  # all lines
+_MOST_BYTES: Final = 65_536  # of a body; of what it says (a line: a member) much less
+_MOST_TEXT: Final = 16_384
+_MOST_LINE: Final = 2048
 _DEEP: Final = 8
 # Members that say what is wrong, or hold such members.
 _TELLING: Final = frozenset(
@@ -107,11 +105,11 @@ _RULES: Final = (
     _rule("spend_cap", "rate_limit auth", "",
           r"insufficient (?:account )?(?:balance|credits?|funds|quota)", r"exceeded your current quota",
           r"spend(?:ing)? (?:limit|cap)", r"credit balance", r"(?:used all|out of|have any) (?:available )?credits",
-          r"billing (?:hard )?limit", r"budget has been exceeded", r"reached your specified .{0,20}usage limits"),
+          r"billing (?:hard )?limit", r"budget has been exceeded", r"key limit exceeded",
+          r"(?:daily|weekly|monthly) (?:usage )?(?:quota|limit|cap)\b"),
     _rule("content_policy", "request auth in_answer server overloaded",
           "content_filter contentfilter responsibleaipolicyviolation invalid_prompt bio_policy cyber_policy "
-          "moderation_blocked prohibited_content content_blocked safety data_inspection_failed datainspectionfailed "
-          "sensitive_content",
+          "moderation_blocked prohibited_content content_blocked safety data_inspection_failed datainspectionfailed",
           r"content_policy_violation", r"content (?:management|filter(?:ing)?|moderation|safety|usage)? ?polic",
           r"safety(?:_check| system| filter| polic| guideline)", r"content exists risk", r"inappropriate content",
           r"deny-?listed", r"violat\w+ (?:our |the )?usage (?:polic|guideline)", r"requires moderation",
@@ -139,7 +137,7 @@ _RULES: Final = (
           r"(?:prompt|input|request|conversation) (?:is )?too long", r"too many (?:input )?tokens",
           r"exceed\w* (?:the )?(?:maximum|max) (?:allowed )?(?:number of )?(?:input )?tokens", r"prompt exceeds",
           r"input token count .{0,40}exceed", r"prompt token count of", r"tokens? limit exceeded",
-          r"exceeded model token limit", r"input length .{0,60}exceed", r"too large for model with",
+          r"exceeded model token limit", r"input length .{0,60}exceed", r"too large for model with", r"exceed max message",
           r"reduce the length of (?:the|your)", r"range of input length should be", r"string with maximum length",
           r"tokens \+ .{0,40}must be <=", r"tokens in request more than max"),
 )  # fmt: skip
@@ -170,7 +168,7 @@ def _lines(data: bytes) -> Iterator[str]:
     text = data[:_MOST_BYTES].decode("utf-8", "replace").strip()
     value = None if text.startswith("<") else _decoded(text[max(text.find("{"), 0) :] if text[:1] != "[" else text)
     told = [text] if value is None and not text.startswith("<") else _told(value, _DEEP)  # a page says nothing
-    return (" ".join(each[:_LINE].lower().split()) for each in islice(told, _MOST_LINES))
+    return (" ".join(each[:_MOST_LINE].lower().split()) for each in told)
 
 
 def _told(value: Any, deep: int) -> Iterator[str]:
