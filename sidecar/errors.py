@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_REQUEST_FAULTS = frozenset((400, 402, 405, 413, 415, 422))  # of the request, or of the account: no target mends them
+
 
 class SidecarError(Exception):
     """An expected failure. `message` is lower-case, says what was wrong, where and what to do; never a prompt or a key.
@@ -21,10 +23,11 @@ class SidecarError(Exception):
     `param`: the JSON path or parameter at fault. `retry_after`: seconds (exact, a float) after which it may work.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     code: ClassVar[str] = "sidecar_internal"
-    type: ClassVar[str] = "api_error"
-    retryable: ClassVar[bool] = False  # may another target (or another try) succeed with the same request?
+    type: str = "api_error"
+    retryable: bool = False  # may another target (or another try) succeed with the same request?
+    their_code: str | None = None  # the provider's own word, where the error is its
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -139,6 +142,19 @@ class UpstreamCut(ProviderError):
     """The connection ended before the answer did."""
 
     code = "provider_cut"
+
+
+class ErrorInAnswer(ProviderError):
+    """An error in the place of an answer, under status 200: it has the status that its own words mean."""
+
+    code = "provider_error_in_answer"
+
+    def __init__(self, message: str, *, status: int, their_code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.type = ""  # each dialect has its word for the status
+        self.retryable = status not in _REQUEST_FAULTS
+        self.their_code = their_code
 
 
 class UpstreamRedirect(ProviderError):

@@ -10,6 +10,7 @@ import pytest
 from sidecar import errors
 from sidecar.errors import (
     CallerError,
+    ErrorInAnswer,
     InternalError,
     Malformed,
     PolicyError,
@@ -52,6 +53,16 @@ def test_an_error_says_what_where_and_when() -> None:
     error = RateLimited("too many", param="$.model", retry_after=0.3)
     assert (str(error), error.message, error.param, error.retry_after) == ("too many", "too many", "$.model", 0.3)
     assert UpstreamTimeout("late", phase="idle").phase == "idle"
+
+
+@pytest.mark.parametrize(
+    ("status", "retryable"), [(400, False), (402, False), (422, False), (401, True), (429, True), (529, True)]
+)
+def test_an_error_in_an_answer_has_its_own_status(status: int, retryable: bool) -> None:
+    error = ErrorInAnswer("no", status=status, their_code="odd", param="p")
+    assert (error.status, error.retryable, error.their_code, error.param) == (status, retryable, "odd", "p")
+    assert ErrorInAnswer.status == 502
+    assert not error.type  # left to the dialects
 
 
 def test_what_is_malformed_has_the_status_a_server_answers() -> None:

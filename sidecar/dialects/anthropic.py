@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.dialects.lenient import mended
-from sidecar.dialects.neutral import NOTHING, Fault, Stop, says
+from sidecar.dialects.neutral import NOTHING, Fault, Stop, meant, says
 from sidecar.errors import BodyInvalid
 from sidecar.types import Envelope, Usage, View
 from sidecar.wire import body, sse
@@ -190,6 +190,11 @@ class _Event(msgspec.Struct):
     usage: msgspec.Raw = NOTHING
     error: Any = None
 
+    @property
+    def is_error(self) -> bool:
+        """Also in OpenAI's form, of a gateway before the API."""
+        return self.type == "error" or (self.type is None and bool(self.error))
+
 
 _event = msgspec.json.Decoder(_Event)
 _any = msgspec.json.Decoder()
@@ -220,7 +225,7 @@ class StreamMeter:
         self._usage: WireUsage | None = None
         self.started = False
         self.ended = False
-        self.fault: str | None = None
+        self.fault: Fault | None = None
 
     @property
     def closed(self) -> bool:
@@ -249,8 +254,8 @@ class StreamMeter:
             self._usage = usage.over(self._usage)
         if event.type == "message_stop":
             self.ended = True
-        elif event.type == "error":
-            self.fault = _message(event.error)
+        elif event.is_error:
+            self.fault = fault_in_answer(event.error)
 
 
 class UnaryMeter:
@@ -286,9 +291,9 @@ class UnaryMeter:
         return False
 
     @property
-    def fault(self) -> str | None:
+    def fault(self) -> Fault | None:
         event = self._event()
-        return _message(event.error) if event is not None and event.type == "error" else None
+        return fault_in_answer(event.error) if event is not None and event.is_error else None
 
     def _event(self) -> _Event | None:
         try:
@@ -336,6 +341,16 @@ def fault_of(status: int, error: Any, request_id: str | None = None) -> Fault:
     if message.startswith(_TOO_LONG):
         code = "context_length_exceeded"  # the word that clients of other APIs look for
     return Fault(status=status, message=message, code=code, request_id=request_id)
+
+
+def fault_in_answer(error: Any) -> Fault:
+    """An error inside an answer. Its status is the one that its type stands for or it names or means, else 500."""
+    members: dict[str, Any] = error if isinstance(error, dict) else {}
+    kind, code = members.get("type"), members.get("code")
+    status = STATUSES.get(kind) if isinstance(kind, str) else None
+    if status is None and isinstance(code, int) and 400 <= code < 600:
+        status = code
+    return fault_of(status or meant(_message(error)) or 500, error)
 
 
 def write_error(fault: Fault) -> bytes:

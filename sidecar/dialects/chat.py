@@ -27,9 +27,9 @@ from sidecar.dialects.chat_read import read_request
 from sidecar.dialects.chat_stream import StreamReader, StreamWriter, completion_id, write_block
 from sidecar.dialects.chat_write import write_call, write_request
 from sidecar.dialects.lenient import mended
-from sidecar.dialects.neutral import Part, Redacted, Reply, Text, Thinking, ToolUse
+from sidecar.dialects.neutral import Part, Redacted, Reply, Text, Thinking, ToolUse, instead
 from sidecar.dialects.openai import ask_usage, choices, nothing as local, read_view
-from sidecar.dialects.openai_errors import read_error, read_fault, write_error, write_stream_error
+from sidecar.dialects.openai_errors import read_error, read_fault, read_stray, write_error, write_stream_error
 from sidecar.dialects.openai_usage import meter, read_usage, write_usage
 from sidecar.errors import UpstreamProtocol
 from sidecar.wire import body
@@ -56,15 +56,18 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_reply(data: bytes) -> Reply:
-    """A completion in neutral form. Raises UpstreamProtocol when it is none, or an error inside a 200."""
-    fault = read_fault(data)
+    """A completion in neutral form. Raises UpstreamProtocol when it is none, ErrorInAnswer when it is an error."""
+    if (fault := read_fault(data)) is not None:
+        raise instead(fault)
     try:
         answer = _answer.decode(mended(data).lstrip())  # DeepSeek keeps a slow answer alive with empty lines
         choice = answer.choices[0] if answer.choices else None
-        if fault is None and choice is not None:
+        if choice is not None:
             fault = broken_off(choice)
+        elif answer.choices is None:
+            fault = read_stray(mended(data))
         if fault is not None:
-            raise UpstreamProtocol(f"the provider answered with an error: {fault.message}")
+            raise instead(fault)
         if choice is None or choice.message is None:
             raise UpstreamProtocol("the provider answered without a message")
         parts = _parts(choice.message)

@@ -12,6 +12,7 @@ import msgspec
 from sidecar.dialects.anthropic import (
     ask_usage,
     choices,
+    fault_in_answer,
     meter,
     nothing as local,
     read_error,
@@ -27,7 +28,7 @@ from sidecar.dialects.lenient import mended
 from sidecar.dialects.messages_read import read_block, read_request
 from sidecar.dialects.messages_stream import StreamReader, StreamWriter, message_id
 from sidecar.dialects.messages_write import write_call, write_redacted, write_request, write_thinking
-from sidecar.dialects.neutral import NOTHING, Part, Redacted, Reply, Text, Thinking, ToolUse
+from sidecar.dialects.neutral import NOTHING, Part, Redacted, Reply, Text, Thinking, ToolUse, instead
 from sidecar.errors import BodyInvalid, Unsupported, UpstreamProtocol
 from sidecar.wire import body
 
@@ -58,17 +59,18 @@ class _Answer(msgspec.Struct):
     stop_sequence: Any = None
     stop_details: Any = None
     usage: msgspec.Raw = NOTHING
+    error: Any = None
 
 
 _answer = msgspec.json.Decoder(_Answer)
 
 
 def read_reply(data: bytes) -> Reply:
-    """A message in neutral form. Raises UpstreamProtocol when it is none, or an error inside a 200."""
+    """A message in neutral form. Raises UpstreamProtocol when it is none, ErrorInAnswer when it is an error."""
     try:
         answer = _answer.decode(mended(data).lstrip())
-        if answer.type == "error":
-            raise UpstreamProtocol(f"the provider answered with an error: {read_error(502, data).message}")
+        if answer.type == "error" or (answer.error and answer.content is None):
+            raise instead(fault_in_answer(answer.error))
         if answer.content is None:
             raise UpstreamProtocol("the provider's answer is not a message")
         found = [read_block(raw, "content", []) for raw in answer.content]

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from sidecar.dialects.anthropic import (
-    STATUSES,
     WireUsage,
-    fault_of,
+    fault_in_answer,
     stop_of,
     wire_usage,
     write_stop,
@@ -76,6 +75,7 @@ class _Event(msgspec.Struct):
 
 class _Kind(msgspec.Struct):
     type: Any = None
+    error: Any = None
 
 
 _event = msgspec.json.Decoder(_Event)
@@ -115,8 +115,12 @@ class StreamReader:
             data = mended(event.data)
             try:
                 # Its kind first: an event of an unknown kind may look like anything.
-                if _kind.decode(data).type in _KNOWN:
+                kind = _kind.decode(data)
+                if kind.type in _KNOWN:
                     self._read(_event.decode(data), deltas)
+                elif kind.type is None and kind.error:  # OpenAI's form, of a gateway before the API
+                    self._ended = True
+                    deltas.append(fault_in_answer(kind.error))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._ended = True
                 deltas.append(_broken("the provider's stream holds an event that is not one of its API"))
@@ -152,7 +156,7 @@ class StreamReader:
             deltas.append(self._finish())
         elif kind == "error":
             self._ended = True
-            deltas.append(_fault(event.error))
+            deltas.append(fault_in_answer(event.error))
 
     def _start(self, index: int, block: _Block, deltas: list[Delta]) -> None:
         if block.type == "tool_use":
@@ -197,11 +201,6 @@ class StreamReader:
         stop, sequence, refusal = stop_of(self._stop.stop_reason, self._stop.stop_sequence, self._stop.stop_details)
         usage = self._usage.neutral() if self._usage is not None else None
         return Finish(stop, usage, sequence, refusal)
-
-
-def _fault(error: Any) -> Fault:
-    kind = error.get("type") if isinstance(error, dict) else None
-    return fault_of(STATUSES.get(kind, 500) if isinstance(kind, str) else 500, error)
 
 
 def _broken(message: str) -> Fault:

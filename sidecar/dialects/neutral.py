@@ -5,10 +5,12 @@ Numbers and JSON that only pass through stay as the bytes they were (`msgspec.Ra
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from sidecar.errors import ErrorInAnswer
 from sidecar.types import Envelope, Usage, View
 from sidecar.wire import body
 from sidecar.wire.sse import Event
@@ -24,6 +26,7 @@ def sent(raw: msgspec.Raw) -> msgspec.Raw | None:
     return raw if bytes(raw) not in (b"", b"null") else None
 
 
+_WORDS: Final = 1024  # of an error's message are read
 _LABELS = frozenset(("type", "format", "id", "index", "role"))  # what a piece is, not what it says
 
 
@@ -229,6 +232,31 @@ class Fault(msgspec.Struct, kw_only=True):
     retry_after: float | None = None
 
 
+# What the words of an error mean, where it has no code that says so: looked for in this order.
+_MEANINGS: Final = tuple(
+    (re.compile(words, re.IGNORECASE), status)
+    for words, status in (
+        (r"rate.?limit|too many requests|quota|throttl", 429),
+        (r"context.?(?:length|window)|maximum context|(?:prompt|input) is too long|too many tokens", 400),
+        (r"api.?key|unauthori[sz]ed|unauthenticated|authentication|credentials", 401),
+        (r"permission denied|forbidden|access denied", 403),
+        (r"model.{0,200}(?:not found|does not exist)", 404),
+        (r"overloaded|at capacity|unavailable|\bbusy\b", 503),
+        (r"timed? ?out", 504),
+    )
+)
+
+
+def meant(message: str) -> int | None:
+    """The status that an error would have had, by its words."""
+    return next((status for words, status in _MEANINGS if words.search(message[:_WORDS])), None)
+
+
+def instead(fault: Fault) -> ErrorInAnswer:
+    """The error to raise where an answer was one."""
+    return ErrorInAnswer(fault.message, status=fault.status, their_code=fault.code, param=fault.param)
+
+
 Delta = Begin | TextDelta | ThinkingDelta | SignatureDelta | RedactedDelta | ToolBegin | ToolDelta | Finish | Fault
 
 
@@ -262,8 +290,8 @@ class Meter(Protocol):
         ...
 
     @property
-    def fault(self) -> str | None:
-        """The message of an error inside the answer."""
+    def fault(self) -> Fault | None:
+        """The error inside the answer, with the status that its words mean."""
         ...
 
 
@@ -322,7 +350,7 @@ class Conversation(Dialect, Protocol):
     def write_request(self, ask: Ask, model: str) -> Written: ...
 
     def read_reply(self, data: bytes) -> Reply:
-        """Raises UpstreamProtocol when it is none."""
+        """Raises UpstreamProtocol when it is none, ErrorInAnswer when it is an error."""
         ...
 
     def write_reply(self, reply: Reply) -> bytes: ...

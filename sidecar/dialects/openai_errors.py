@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.dialects.neutral import Fault
+from sidecar.dialects.lenient import mended
+from sidecar.dialects.neutral import Fault, meant
 from sidecar.wire import body, sse
 
 _PLAIN_BYTES: Final = 2048
@@ -29,17 +30,33 @@ BROKEN_OFF: Final = ("error", "abort", "insufficient_system_resource")
 _STATUSES: Final = {
     "invalid_request_error": 400,
     "invalid_request": 400,
+    "invalid_argument": 400,  # Google's words, as the status of an error
+    "failed_precondition": 400,
     "context_length_exceeded": 400,
     "content_policy_violation": 400,
+    "badrequesterror": 400,  # vLLM's
     "authentication_error": 401,
+    "invalid_api_key": 401,
+    "unauthenticated": 401,
     "payment_required": 402,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "not_found_error": 404,
+    "not_found": 404,
+    "notfounderror": 404,
+    "model_not_found": 404,
     "insufficient_quota": 429,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "too_many_requests": 429,
+    "resource_exhausted": 429,
     "overloaded_error": 503,
     "provider_overloaded": 503,
     "service_unavailable_error": 503,
+    "service_unavailable": 503,
+    "unavailable": 503,
     "timeout": 504,
+    "deadline_exceeded": 504,
 }
 
 
@@ -54,18 +71,12 @@ class _Errors(msgspec.Struct):
 _errors = msgspec.json.Decoder(_Errors)
 
 
-def fault_in(data: bytes) -> str | None:
-    """The message of a top-level `error` in a chunk or body, if it has one."""
-    fault = read_fault(data)
-    return fault.message if fault is not None else None
-
-
 def read_fault(data: bytes) -> Fault | None:
     """The error that a chunk, or a body under status 200, may be instead of what was asked for."""
     if b'"error"' not in data:
         return None
     try:
-        found = _errors.decode(data)
+        found = _errors.decode(mended(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if found.error:
@@ -75,15 +86,28 @@ def read_fault(data: bytes) -> Fault | None:
     return None
 
 
+def read_stray(data: bytes) -> Fault | None:
+    """The error that a body without choices may be although it has no `error`: a bare `message`, FastAPI's `detail`."""
+    value = msgspec.json.decode(data)
+    told = next(filter(None, (_text(value.get(name)) for name in ("message", "detail", "msg"))), None)
+    if told is None:
+        return None
+    members = {"message": told, "code": value.get("code"), "type": value.get("type"), "status": value.get("status")}
+    return fault_of(members, value.get("status_code"))
+
+
 def fault_of(error: Any, *outer: Any) -> Fault:
-    """An error inside an answer. Its status is the one it names, or its type stands for; else the provider failed."""
+    """An error inside an answer. Its status is the one it names, its type stands for or its message means, else 502."""
     members: dict[str, Any] = error if isinstance(error, dict) else {"message": error}
     metadata = members.get("metadata")
     kind = metadata.get("error_type") if isinstance(metadata, dict) else None
-    hints = (members.get("code"), members.get("status_code"), *outer, kind, members.get("type"))
+    hints = (members.get("code"), members.get("status_code"), *outer, kind, members.get("type"), members.get("status"))
+    message = _text(members.get("message")) or "an error without a message"
+    named = next((status for hint in hints if (status := _status_of(hint)) is not None), None)
+    words = " ".join([message, *(hint for hint in hints if isinstance(hint, str))])
     return Fault(
-        status=next((status for hint in hints if (status := _status_of(hint)) is not None), 502),
-        message=_text(members.get("message")) or "an error without a message",
+        status=named or meant(words) or 502,
+        message=message,
         code=_text(members.get("code")) or next(filter(None, map(_text, outer)), None) or "provider_error_in_answer",
         param=_text(members.get("param")),
     )
@@ -92,7 +116,7 @@ def fault_of(error: Any, *outer: Any) -> Fault:
 def _status_of(hint: Any) -> int | None:
     if isinstance(hint, str):
         status = int(hint) if len(hint) == 3 and hint.isascii() and hint.isdigit() else 0
-        return status if 400 <= status < 600 else _STATUSES.get(hint)
+        return status if 400 <= status < 600 else _STATUSES.get(hint.lower())
     return hint if isinstance(hint, int) and 400 <= hint < 600 else None
 
 

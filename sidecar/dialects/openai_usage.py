@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.dialects.lenient import mended
-from sidecar.dialects.neutral import NOTHING, says
-from sidecar.dialects.openai_errors import BROKEN_OFF, fault_in
+from sidecar.dialects.neutral import NOTHING, Fault, says
+from sidecar.dialects.openai_errors import BROKEN_OFF, read_fault
 from sidecar.types import Usage
 from sidecar.wire import sse
 
@@ -167,7 +167,7 @@ class StreamMeter:
         self.started = False
         self._last: deque[bytes] = deque(maxlen=8)  # the end may be followed by usage, filters' results and comments
         self.usage: Usage | None = None
-        self.fault: str | None = None
+        self.fault: Fault | None = None
 
     def feed(self, block: bytes) -> bytes:
         self._last.append(block)
@@ -217,8 +217,8 @@ class StreamMeter:
 
     def _look_for_fault(self, block: bytes) -> None:
         for event in sse.events(block):
-            if (message := fault_in(event.data)) is not None:
-                self.fault = message
+            if (fault := read_fault(event.data)) is not None:
+                self.fault = fault
 
 
 class ChoicesMeter(StreamMeter):
@@ -298,8 +298,8 @@ class UnaryMeter:
         return False
 
     @property
-    def fault(self) -> str | None:
-        return None if self._head else fault_in(b"".join(self._pieces))
+    def fault(self) -> Fault | None:
+        return None if self._head else read_fault(b"".join(self._pieces))
 
 
 def _last_usage(data: bytes) -> Usage | None:

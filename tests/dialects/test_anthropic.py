@@ -250,8 +250,17 @@ def test_fault_of_a_stream() -> None:
     watching.feed(
         START + b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"no"}}\n\n'
     )
-    assert watching.fault == "no"
+    assert watching.fault == Fault(status=529, message="no", code="overloaded_error")
     assert not watching.ended
+
+
+def test_fault_of_a_stream_in_the_form_of_a_gateway() -> None:
+    watching = anthropic.StreamMeter()
+    watching.feed(START + b'data: {"error":{"message":"no","code":429}}\n\n')
+    assert watching.fault == Fault(status=429, message="no")
+    watching = anthropic.StreamMeter()
+    watching.feed(b'data: {"type":"new","error":{"message":"of a tool"}}\n\n')
+    assert watching.fault is None
 
 
 def test_content_that_speaks_of_usage_is_none() -> None:
@@ -276,7 +285,7 @@ def test_body() -> None:
 def test_body_that_is_an_error_or_nothing() -> None:
     watching = anthropic.UnaryMeter()
     watching.feed(b'{"type":"error","error":{"message":"no"}}')
-    assert (watching.usage, watching.fault) == (None, "no")
+    assert (watching.usage, watching.fault) == (None, Fault(status=500, message="no"))
     watching.feed(b"}")
     assert (watching.usage, watching.fault) == (None, None)
 

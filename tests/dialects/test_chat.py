@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.dialects import chat
 from sidecar.dialects.neutral import Reply, Text, Thinking, ToolUse
-from sidecar.errors import UpstreamProtocol
+from sidecar.errors import ErrorInAnswer, UpstreamProtocol
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,43 @@ from sidecar.errors import UpstreamProtocol
         (b"{}", "the provider answered without a message"),
         (b'{"choices":[]}', "the provider answered without a message"),
         (b'{"choices":[{"finish_reason":"stop"}]}', "the provider answered without a message"),
-        (b'{"error":{"message":"no","code":502}}', "the provider answered with an error: no"),
-        (b'{"choices":[{"error":{"message":"no"}}]}', "the provider answered with an error: no"),
-        (
-            b'{"choices":[{"message":{},"finish_reason":"error"}]}',
-            "the provider answered with an error: the provider broke off its answer: error",
-        ),
     ],
 )
 def test_no_answer(data: bytes, message: str) -> None:
     with pytest.raises(UpstreamProtocol) as caught:
         chat.read_reply(data)
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "message"),
+    [
+        (b'{"error":{"message":"no","code":502}}', 502, "502", "no"),
+        (
+            b'{"error":{"message":"no","type":"rate_limit_error"},"choices":"odd"}',
+            429,
+            "provider_error_in_answer",
+            "no",
+        ),
+        (b'{"error":{"message":"no","code":"context_length_exceeded"}}', 400, "context_length_exceeded", "no"),
+        (b'{"type":"error","error":{"type":"overloaded_error","message":"no"}}', 503, "provider_error_in_answer", "no"),
+        (b'{"choices":[{"error":{"message":"no","code":429}}]}', 429, "429", "no"),
+        (
+            b'{"choices":[{"message":{},"finish_reason":"error"}]}',
+            502,
+            "provider_error_in_answer",
+            "the provider broke off its answer: error",
+        ),
+        (b'{"detail":"Unauthorized"}', 401, "provider_error_in_answer", "Unauthorized"),
+        (b'{"error":{"message":"\\ud83d","code":401}}', 401, "401", "\ufffd"),
+    ],
+)
+def test_an_error_in_an_answer_has_the_status_that_it_means(data: bytes, status: int, code: str, message: str) -> None:
+    with pytest.raises(ErrorInAnswer) as caught:
+        chat.read_reply(data)
+    error = caught.value
+    assert (error.status, error.their_code, error.message) == (status, code, message)
+    assert error.retryable is (status != 400)
 
 
 def test_empty_lines_before_an_answer() -> None:

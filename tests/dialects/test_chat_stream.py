@@ -164,7 +164,7 @@ def test_ends(chunks: list[Any], last: Finish) -> None:
         ([_chunk(), b"[1]"], 502, "provider_protocol_error"),
         ([_chunk({"content": b"\\ud800".decode()}), b'{"choices":{"odd":1}}'], 502, "provider_protocol_error"),
         ([_chunk(), b'{"error":{"code":429,"message":"m"}}', _chunk(reason="stop")], 429, "429"),
-        ([_chunk(), b'{"error":"m","code":"busy"}'], 502, "busy"),
+        ([_chunk(), b'{"error":"m","code":"busy"}'], 503, "busy"),
         ([_chunk(reason="error")], 502, "provider_error_in_answer"),
         ([_chunk(reason="insufficient_system_resource")], 502, "provider_error_in_answer"),
     ],

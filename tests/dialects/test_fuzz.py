@@ -145,7 +145,7 @@ def _meter(name: str, data: bytes, *, stream: bool) -> None:
     assert len(hiding.feed(data)) <= len(data)
     for each in (meter, hiding):
         assert each.usage is None or each.usage.input >= 0
-        assert each.fault is None or each.fault
+        assert each.fault is None or each.fault.message
         assert each.ended in (True, False)
 
 

@@ -127,6 +127,8 @@ def test_begin_once_and_usage_over_it() -> None:
         ([{"type": "error", "error": {"type": "new_error", "message": "m"}}], 500, "new_error"),
         ([{"type": "error", "error": "m"}], 500, None),
         ([{"type": "error"}], 500, None),
+        ([{"error": {"message": "m", "code": 429}}], 429, None),  # of a gateway before the API
+        ([{"type": "new", "error": {"message": "m"}}], 502, "provider_cut"),
     ],
 )
 def test_faults(events: list[Any], status: int, code: str | None) -> None:

@@ -53,7 +53,7 @@ def test_read_error(data: bytes, message: str, code: str | None, param: str | No
             "provider_error_in_answer",
         ),
         (b'{"error":{"message":"m"},"status_code":500}', 500, "m", "500"),  # Cerebras
-        (b'{"code":"The service is busy","error":"m"}', 502, "m", "The service is busy"),  # xAI
+        (b'{"code":"The service is busy","error":"m"}', 503, "m", "The service is busy"),  # xAI
         (b'{"object":"error","message":"m","code":404}', 404, "m", "404"),  # vLLM
         (b'{"error":"m"}', 502, "m", "provider_error_in_answer"),
         (b'{"error":{"code":9999999999999999999999}}', 502, "an error without a message", "9999999999999999999999"),
@@ -63,7 +63,55 @@ def test_read_fault(data: bytes, status: int, message: str, code: str) -> None:
     fault = errors.read_fault(data)
     assert fault is not None
     assert (fault.status, fault.message, fault.code) == (status, message, code)
-    assert errors.fault_in(data) == message
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (b'{"message":"Rate limit reached for gpt-5 in organization org-1: too many tokens per min"}', 429),
+        (b'"Too Many Requests"', 429),
+        (b'{"message":"You exceeded your current quota","type":"insufficient_quota"}', 429),
+        (b'{"status":"RESOURCE_EXHAUSTED","message":"m"}', 429),
+        (b'{"message":"m","code":"rate_limit_exceeded","type":"tokens"}', 429),
+        (b'{"message":"This model\'s maximum context length is 8192 tokens"}', 400),
+        (b'{"message":"m","type":"BadRequestError","code":null}', 400),
+        (
+            b'{"message":"Incorrect API key provided: sk-1","code":"invalid_api_key","type":"invalid_request_error"}',
+            401,
+        ),
+        (b'{"message":"Unauthorized"}', 401),
+        (b'{"message":"Access denied"}', 403),
+        (b'{"message":"The model `m` does not exist"}', 404),
+        (b'{"message":"The engine is currently overloaded, please try again later","type":"server_error"}', 503),
+        (b'{"message":"request timed out"}', 504),
+        (b'{"message":"Overloaded","code":500}', 500),  # a number beats words
+        (b'{"message":"%bquota"}' % (b" " * 2000), 502),
+        (b'{"message":"m","type":[]}', 502),
+    ],
+)
+def test_the_status_of_a_fault_is_what_its_words_mean(error: bytes, status: int) -> None:
+    fault = errors.read_fault(b'{"error":%b}' % error)
+    assert fault is not None
+    assert fault.status == status
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [
+        (b'{"detail":"Invalid API key"}', 401, "Invalid API key"),
+        (b'{"message":"m","code":429}', 429, "m"),
+        (b'{"msg":"m","status_code":503}', 503, "m"),
+        (b'{"message":"m"}', 502, "m"),
+    ],
+)
+def test_read_stray(data: bytes, status: int, message: str) -> None:
+    fault = errors.read_stray(data)
+    assert fault is not None
+    assert (fault.status, fault.message) == (status, message)
+
+
+def test_nothing_stray() -> None:
+    assert errors.read_stray(b'{"id":"1","message":null}') is None
 
 
 @pytest.mark.parametrize(

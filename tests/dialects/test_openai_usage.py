@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from sidecar.dialects.neutral import Fault
 from sidecar.dialects.openai_usage import ChoicesMeter, StreamMeter, UnaryMeter, meter, read_usage, write_usage
 from sidecar.types import Usage
 from sidecar.wire import sse
@@ -240,7 +241,7 @@ def test_usage_of_several_choices_is_hidden_too() -> None:
 def test_fault_of_a_stream() -> None:
     watching = StreamMeter(hide_usage=False)
     watching.feed(CONTENT + b'event: error\ndata: {"error":{"message":"no"}}\n\n')
-    assert watching.fault == "no"
+    assert watching.fault == Fault(status=502, message="no", code="provider_error_in_answer")
 
 
 # -- whole answers
@@ -278,7 +279,7 @@ def test_body_without_usage() -> None:
 def test_fault_of_a_body() -> None:
     watching = UnaryMeter()
     watching.feed(b'{"error":{"message":"no"}}')
-    assert watching.fault == "no"
+    assert watching.fault == Fault(status=502, message="no", code="provider_error_in_answer")
 
 
 def test_meter() -> None:
