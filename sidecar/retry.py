@@ -137,9 +137,9 @@ _RULES: Final = (
           r"(?:prompt|input|request|conversation) (?:is )?too long", r"too many (?:input )?tokens",
           r"exceed\w* (?:the )?(?:maximum|max) (?:allowed )?(?:number of )?(?:input )?tokens", r"prompt exceeds",
           r"input token count .{0,40}exceed", r"prompt token count of", r"tokens? limit exceeded",
-          r"exceeded model token limit", r"input length .{0,60}exceed", r"too large for model with", r"exceed max message",
+          r"exceeded model token limit", r"input length .{0,60}exceed", r"too large for model with",
           r"reduce the length of (?:the|your)", r"range of input length should be", r"string with maximum length",
-          r"tokens \+ .{0,40}must be <=", r"tokens in request more than max"),
+          r"tokens \+ .{0,40}must be <=", r"tokens in request more than max", r"exceed max message"),
 )  # fmt: skip
 
 
