@@ -144,17 +144,17 @@ _RULES: Final = (
 
 
 def cause(status: int, data: bytes) -> Cause:
-    """Why a provider refused, by the status of its answer and what its body says in any dialect's shape.
-
-    Of an error inside an answer: the status that it names, or 200, and its JSON.
-    """
+    """Why a provider refused, by the status of its answer (or 200) and what its body says in any dialect's shape."""
     plain = _STATUSES.get(status) or _HUNDREDS.get(status // 100, "protocol")
     text = "\n".join(_lines(data))[:_MOST_TEXT]
     return next((found for found, instead, words in _RULES if plain in instead and words.search(text)), plain)
 
 
 def cause_of(error: errors.SidecarError) -> Cause:
-    """Why an attempt failed without an answer of the provider."""
+    """Why an attempt failed that brought no refusal to read, by our own error."""
+    if isinstance(error, errors.ErrorInAnswer):
+        found = cause(error.status, msgspec.json.encode({"code": error.their_code, "message": error.message}))
+        return "in_answer" if found == "server" else found
     return next((_OURS[kind] for kind in type(error).__mro__ if kind in _OURS), "ours")
 
 
