@@ -21,6 +21,7 @@ from sidecar.types import ASGIApp
 from sidecar.wire.http1 import Limits
 
 LAST_WORDS_SECONDS: Final = 1.0  # for an app whose task was cancelled at the deadline, to end its answer
+LAST_CALL_SECONDS: Final = 0.25  # for who has connected before the end of listening, to begin to ask
 RETRY_SECONDS: Final = 0.05
 _MOST_CONNECTIONS: Final = 4096
 # The kernel's own bound is 4 MiB: so much would be generated, and billed, for a client that does not read.
@@ -95,6 +96,8 @@ class Server:
         self._log = log
         self._sockets = sockets or []
         self._accepting: list[asyncio.Task[None]] = []
+        self._arrivals: dict[socket.socket, asyncio.Future[None]] = {}  # who waits for a client to come
+        self._closing = False  # nobody is waited for any more
         self._shaking: set[asyncio.Task[None]] = set()  # TLS handshakes
         self._room = asyncio.Event()  # there may be room for one more connection
         self._empty = asyncio.Event()  # there are no connections any more
@@ -143,9 +146,7 @@ class Server:
         self.draining = True
         await _happens(self._hurried, lame_duck_seconds)
         await self._stop_accepting()
-        for connection in list(self.idle):
-            if connection.reader.idle:  # another has begun to ask
-                connection.close()
+        await self._last_call()
         await self._until_empty(drain_seconds)
         self.stopping = True
         for work in list(self.work):
@@ -175,11 +176,32 @@ class Server:
             await _happens(self._empty, seconds)
 
     async def _stop_accepting(self) -> None:
-        waiting = [*self._accepting, *self._shaking]
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        """Take whoever has connected, and nobody more. Without cancelling: a client just accepted would be lost."""
+        self._closing = True
+        self._room.set()
+        for arrival in self._arrivals.values():
+            _settle(arrival)
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         self._unbind()
+
+    async def _last_call(self) -> None:
+        """Close who is idle; but what has been sent is read first, and who is new here may begin, for a moment."""
+        await _rounds()
+        self._close_idle(new_too=False)
+        if self._shaking:
+            await asyncio.wait(self._shaking, timeout=LAST_CALL_SECONDS)
+        if self.idle:
+            await self._until_empty(LAST_CALL_SECONDS)
+        shaking = list(self._shaking)
+        for task in shaking:
+            task.cancel()
+        await asyncio.gather(*shaking, return_exceptions=True)
+        self._close_idle(new_too=True)
+
+    def _close_idle(self, *, new_too: bool) -> None:
+        for connection in list(self.idle):
+            if connection.reader.idle and (new_too or connection._requests):  # another has begun to ask
+                connection.close()
 
     def _unbind(self) -> None:
         for sock in self._sockets:
@@ -191,28 +213,45 @@ class Server:
         await self._until_empty(LAST_WORDS_SECONDS)
         for connection in list(self.connections):
             connection.abort()
-        for _ in range(3):  # transports tell of their closing in the loop's next rounds
-            await asyncio.sleep(0)
+        await _rounds()  # in which transports tell of their closing
 
     # -- accepting
 
     async def _accept(self, sock: socket.socket) -> None:
-        """Take clients for as long as the server lives: there is no error of one client that may end it."""
+        """Take clients for as long as the server listens: there is no error of one client that may end it."""
         failing = False
         while True:
             try:
-                client, _ = await self.loop.sock_accept(sock)
-                await self._welcome(client)
+                client = _taken(sock) if not self._closing or self._has_room() else None
+                if client is not None:
+                    await self._welcome(client)
+                elif self._closing:
+                    return
+                else:
+                    await self._arrival(sock)
                 failing = False
             except OSError as error:
                 if error.errno in _CLIENTS_OWN:
                     continue
+                if self._closing:
+                    return
                 if _waited_on(sock):  # with no descriptor left, accepting fails with nobody there too
                     if not failing:  # told once, not twenty times a second
                         self.note("cannot accept", f"{error}", None)
                     failing = True
                     self._close_oldest()  # it has a descriptor, if that is what there are too few of
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _arrival(self, sock: socket.socket) -> None:
+        """Wait for the next client, or for the end of listening."""
+        arrival: asyncio.Future[None] = self.loop.create_future()
+        self._arrivals[sock] = arrival
+        self.loop.add_reader(sock, _settle, arrival)
+        try:
+            await arrival
+        finally:
+            self.loop.remove_reader(sock)
+            del self._arrivals[sock]
 
     async def _welcome(self, client: socket.socket) -> None:
         try:
@@ -252,10 +291,13 @@ class Server:
 
     async def _make_room(self) -> None:
         """At the bound the oldest idle connection goes; with none idle, nobody is served until one is, or closes."""
-        while len(self.connections) + len(self._shaking) >= self._most:
+        while not self._has_room() and not self._closing:
             self._room.clear()
             self._close_oldest()
             await _happens(self._room, RETRY_SECONDS)  # not for ever: one that becomes idle does not tell
+
+    def _has_room(self) -> bool:
+        return len(self.connections) + len(self._shaking) < self._most
 
     def _close_oldest(self) -> None:
         oldest = next(iter(self.idle), None)
@@ -294,11 +336,33 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _taken(sock: socket.socket) -> socket.socket | None:
+    """The client that has waited longest to be accepted, if any does."""
+    sock.setblocking(False)  # each time: whoever else has this socket may have said otherwise, for all who have it
+    try:
+        client, _ = sock.accept()
+    except BlockingIOError:
+        return None
+    client.setblocking(False)
+    return client
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _waited_on(sock: socket.socket) -> bool:
     """Whether a client waits to be accepted."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+async def _rounds() -> None:
+    """Let the loop read all that there is to read, and call all that has been put off."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> None:

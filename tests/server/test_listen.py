@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from sidecar.config import Server as Settings
-from sidecar.server import Server
+from sidecar.server import Server, listen
 from sidecar.types import Receive, Scope, Send
 from tests.faults.ground import nothing_left
 from tests.faults.peer import STOP_READING, Expect, RawClient
@@ -257,29 +257,23 @@ async def test_with_no_descriptors_left_it_waits_and_goes_on() -> None:
 
 async def test_no_error_of_accepting_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(Echo()) as ground:
-        loop = asyncio.get_running_loop()
-        accept = loop.sock_accept
+        taken = listen._taken
         errors = [OSError(1, "operation not permitted"), ConnectionAbortedError(103, "aborted"), OSError(100, "down")]
 
-        async def fails(sock: socket.socket) -> tuple[socket.socket, object]:
-            client = await accept(sock)
-            if errors:
-                client[0].close()
+        def fails(sock: socket.socket) -> socket.socket | None:
+            client = taken(sock)
+            if client is not None and errors:
+                client.close()
                 raise errors.pop()
             return client
 
-        class Loop:
-            """A loop whose accept fails a few times."""
-
-            def __getattr__(self, name: str) -> object:
-                return fails if name == "sock_accept" else getattr(loop, name)
-
-        monkeypatch.setattr(ground.server, "loop", Loop())
+        monkeypatch.setattr(listen, "_taken", fails)
         for _ in range(5):
             async with ground.client() as client:
                 await client.run(GET)
-                await asyncio.wait([loop.create_task(client.gone())], timeout=0.02)
+                await asyncio.wait([client.loop.create_task(client.gone())], timeout=0.02)
         monkeypatch.undo()
+        assert not errors
         async with ground.client() as client:
             await client.run(GET)
             assert undated(await client.response()) == OK
