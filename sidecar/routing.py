@@ -39,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[Target, ...]  # by `order`, then as they stand in the file; of these `order` makes the order to try
     policy: str
     model: config.Model  # the settings of [models.X], or the defaults
+    fallback_on: frozenset[str]
     affinity: bytes | None = None  # the header that a session is known by, in lower case
     skipped: tuple[str, ...] = ()  # why what is missing here is missing
 
@@ -224,6 +225,7 @@ def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Pla
         targets=tuple(sorted(targets, key=_order)),
         policy=model.policy,
         model=model,
+        fallback_on=frozenset(model.fallback_on),
         affinity=header.lower().encode() if header is not None else None,
         skipped=tuple(skipped),
     )

@@ -313,6 +313,7 @@ def test_a_plain_name_has_the_defaults() -> None:
     found = find(routes("openai"), "openai/gpt-4o", "chat")
     assert (found.name, found.policy, found.affinity, found.skipped) == ("openai/gpt-4o", "failover", None, ())
     assert msgspec.structs.replace(found.model, targets=("x",)) == Model(targets=("x",))
+    assert found.fallback_on == frozenset(("error", "timeout", "rate_limit"))
     (target,) = found.targets
     assert (target.key, target.weight, target.order, target.params) == ("openai/gpt-4o", 1, 0, ())
     assert target.tags == frozenset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from fnmatch import fnmatchcase
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -99,7 +100,7 @@ def _provider(name: str, table: Provider, reading: Reading) -> Key | None:
 
 
 def _keys(path: Path, table: Provider, reading: Reading) -> None:
-    """Several keys stand instead of the one, and take turns: so none is the caller's, and none is there twice."""
+    """Several keys stand instead of the one, and take turns: so none is the caller's."""
     here = (*path, "api_keys")
     if reading.stands((*path, "api_key")):
         reading.fault(here, f"[{dotted(path)}] has both api_key and api_keys: take one of them")
@@ -111,7 +112,7 @@ def _keys(path: Path, table: Provider, reading: Reading) -> None:
             reading.fault((*here, index), f'{dotted(here)}: "caller" is for api_key: it cannot take turns with others')
         same = key.source if key.secret is None else key.secret.digest()
         if same in seen:
-            reading.fault((*here, index), f"{dotted(here)}: this key stands there already")
+            reading.warn((*here, index), f"{dotted(here)}: this key stands there already")
         seen.add(same)
 
 
@@ -143,13 +144,23 @@ def _allowed(path: Path, patterns: tuple[str, ...], reading: Reading) -> None:
     known = list(models) if isinstance(models, dict) else []
     for index, pattern in enumerate(patterns):
         provider, slash, _ = pattern.partition("/")
-        if pattern in known or any(mark in (provider if slash else pattern) for mark in "*?["):
+        open_ended = any(mark in (provider if slash else pattern) for mark in "*?[")
+        if open_ended or any(_may_match(pattern, name) for name in known):
             continue
         if slash and isinstance(providers, dict) and provider not in providers:
-            hint = nearest(provider, providers)
+            hint = nearest(provider, providers) or nearest(pattern, known)
             reading.fault((*path, index), f'"{pattern}" names no configured provider and no name of [models]{hint}')
         elif not slash and (hint := nearest(pattern, known)):  # else it may be a bare name that a provider knows
             reading.warn((*path, index), f'"{pattern}" is no name of [models]{hint}')
+
+
+def _may_match(pattern: str, name: str) -> bool:
+    """Might a caller's pattern match a name of [models], or one that a name with a `*` stands for?"""
+    prefix, star, _ = name.partition("*")
+    if not star:
+        return pattern == name or fnmatchcase(name, pattern)
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return literal.startswith(prefix) or (literal != pattern and prefix.startswith(literal))
 
 
 def _listeners(config: Config, reading: Reading) -> None:

@@ -96,6 +96,24 @@ def test_a_name_for_a_caller_that_is_nearly_an_alias_is_warned_of(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (["gpt-*", "gpt-4o", "gpt-4*", "gp*", "own/a", "own/*", "own/a*", "team/one", "team/*", "team/o?e"], []),
+        (["team/two"], ['"team/two" names no configured provider and no name of [models]; did you mean "team/one"?']),
+        (["owm/a"], ['"owm/a" names no configured provider and no name of [models]; did you mean "own/*"?']),
+        (["own"], ['"own" is no name of [models]; did you mean "own/*"?']),
+    ],
+)
+def test_names_for_a_caller_beside_names_with_a_star(tmp_path: Path, patterns: list[str], told: list[str]) -> None:
+    models = '[models]\n"gpt-*".targets = "openai/*"\n"own/*".targets = "openai/*"\n"team/one".targets = "openai/m"\n'
+    text = f'{OPENAI}{models}[callers.web]\nkey = "k"\nmodels = {patterns}\n'
+    if "names no" in "".join(told):
+        assert messages(refused(tmp_path, text)) == told
+    else:
+        assert messages(read(tmp_path, text).warnings) == told
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "ftp://host/v1",

@@ -312,9 +312,6 @@ def test_several_keys_instead_of_the_kinds_variable(tmp_path: Path) -> None:
             22,
             "providers.openai.api_keys.1 must be a string that says where the key is: env:NAME or file:/path",
         ),
-        ('["env:A", "env:A"]', 22, "providers.openai.api_keys: this key stands there already"),
-        ('["env:A", "env:C"]', 22, "providers.openai.api_keys: this key stands there already"),
-        ('["env:X", "env:X"]', 22, "providers.openai.api_keys: this key stands there already"),
         (
             '["env:A", "caller"]',
             22,
@@ -330,6 +327,14 @@ def test_several_keys_instead_of_the_kinds_variable(tmp_path: Path) -> None:
 def test_what_are_no_keys(tmp_path: Path, keys: str, column: int, message: str) -> None:
     (fault,) = refused(tmp_path, f"[providers.openai]\napi_keys = {keys}\n", {"A": "k-a", "B": "k-b", "C": "k-a"})
     assert (fault.line, fault.column, fault.message) == (2, column, message)
+
+
+@pytest.mark.parametrize("keys", ['["env:A", "env:A"]', '["env:A", "env:C"]', '["env:X", "env:X"]'])
+def test_a_key_that_is_there_twice_is_warned_of(tmp_path: Path, keys: str) -> None:
+    """However it is spelt: it would be asked again as soon as it is limited."""
+    loaded = read(tmp_path, f"[providers.openai]\napi_keys = {keys}\n", {"A": "k-a", "C": "k-a"})
+    assert loaded.warnings[-1].message == "providers.openai.api_keys: this key stands there already"
+    assert (loaded.warnings[-1].line, loaded.warnings[-1].column) == (2, 22)
 
 
 def test_one_key_and_several_are_refused(tmp_path: Path) -> None:

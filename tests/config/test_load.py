@@ -286,7 +286,7 @@ def test_sources_say_the_line_of_each_value(tmp_path: Path) -> None:
         f'[providers.openai]\napi_key = ["{CANARY}"]\n',
         f'[providers.openai]\napi_keys = "{CANARY}"\n',
         f'[providers.openai]\napi_keys = ["{CANARY}", 3]\n',
-        f'[providers.openai]\napi_keys = ["{CANARY}", "{CANARY}"]\n',
+        f'[providers.openai]\napi_keys = ["{CANARY}", "caller"]\n',
         f'[providers.openai]\napi_keys = ["{CANARY} x"]\n',
         f'[providers.openai]\napi_keys = [["{CANARY}"]]\n',
         f'{OPENAI}[models]\nx.targets = [{{ to = "openai/m", params.key = "{CANARY}", odd = 1 }}]\n',
