@@ -60,7 +60,7 @@ def write_request(ask: Ask, model: str) -> Written:
     if ask.max_tokens is not None:
         members["max_completion_tokens" if reasoning else "max_tokens"] = ask.max_tokens
     _write_sampling(ask, model, members, dropped, reasoning=reasoning)
-    _write_tools(ask, members)
+    _write_tools(ask, members, dropped)
     effort = ask.effort or effort_of(ask.budget)
     if effort is not None and _takes_effort(model, effort):
         members["reasoning_effort"] = effort
@@ -108,12 +108,19 @@ def _write_sampling(ask: Ask, model: str, members: dict[str, Any], dropped: list
 # -- tools and format
 
 
-def _write_tools(ask: Ask, members: dict[str, Any]) -> None:
+def _may_choose(choice: Choice, tools: list[Tool]) -> bool:
+    return bool(tools) and (choice.mode != "tool" or choice.name in {tool.name for tool in tools})
+
+
+def _write_tools(ask: Ask, members: dict[str, Any], dropped: list[str]) -> None:
+    choice = ask.choice
+    if choice is not None and choice.mode in ("any", "tool") and not _may_choose(choice, ask.tools):
+        dropped.append("tool_choice")
+        choice = None
     if not ask.tools:  # a choice among none is refused
         return
     members["tools"] = [_write_tool(tool) for tool in ask.tools]
-    choice = ask.choice
-    if choice is not None and (choice.mode != "tool" or choice.name in {tool.name for tool in ask.tools}):
+    if choice is not None:
         members["tool_choice"] = _write_choice(choice)
     if ask.parallel is not None:
         members["parallel_tool_calls"] = ask.parallel

@@ -311,3 +311,5 @@ def _read_options(given: Envelope, ask: Ask) -> None:
         ask.user = body.view(given["metadata"], _Metadata, "metadata").user_id
     if "service_tier" in given:
         ask.service_tier = _TIERS.get(body.view(given["service_tier"], str, "service_tier"))
+        if ask.service_tier is None:
+            ask.dropped.append("service_tier")

@@ -61,7 +61,7 @@ def write_request(ask: Ask, model: str) -> Written:
     members["messages"] = _write_turns(turns)
     if stops := [stop for stop in ask.stop if stop.strip()]:
         members["stop_sequences"] = stops
-    _write_tools(ask, members)
+    _write_tools(ask, members, dropped)
     thinking = _write_thinking(ask, model, members, dropped)
     _write_sampling(ask, model, members, dropped, thinking=thinking)
     _write_options(ask, members, dropped)
@@ -210,8 +210,10 @@ def _ident(call: str) -> str:
 # -- tools and options
 
 
-def _write_tools(ask: Ask, members: dict[str, Any]) -> None:
+def _write_tools(ask: Ask, members: dict[str, Any], dropped: list[str]) -> None:
     if not ask.tools:  # a choice among none is refused
+        if ask.choice is not None and ask.choice.mode in ("any", "tool"):
+            dropped.append("tool_choice")
         return
     members["tools"] = [_write_tool(tool) for tool in ask.tools]
     single = {"disable_parallel_tool_use": True} if ask.parallel is False else {}

@@ -6,6 +6,7 @@ Numbers and JSON that only pass through stay as the bytes they were (`msgspec.Ra
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -26,6 +27,9 @@ def sent(raw: msgspec.Raw) -> msgspec.Raw | None:
     return raw if bytes(raw) not in (b"", b"null") else None
 
 
+_UNTOLD: Final = re.compile(r"[^A-Za-z0-9_.:()\[\] -]")  # in the header that names what was dropped
+_MOST_NAMES: Final = 32
+_MOST_CHARACTERS: Final = 80  # of a name
 _WORDS: Final = 1024  # of an error's message are read
 _LABELS = frozenset(("type", "format", "id", "index", "role"))  # what a piece is, not what it says
 
@@ -148,6 +152,14 @@ class Written(msgspec.Struct):
 
     members: Envelope
     dropped: tuple[str, ...] = ()
+
+
+def dropped_line(names: Sequence[str]) -> bytes:
+    """The header line that tells the client what it asked for and does not get. Names may hold words of its own."""
+    told = [_UNTOLD.sub("?", name[:_MOST_CHARACTERS]) for name in names[:_MOST_NAMES]]
+    if len(names) > _MOST_NAMES:
+        told.append(f"and {len(names) - _MOST_NAMES} more")
+    return b"x-sidecar-dropped: %b\r\n" % ", ".join(told).encode() if told else b""
 
 
 def effort_of(budget: int | None) -> str | None:

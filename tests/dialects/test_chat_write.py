@@ -89,12 +89,17 @@ def test_user() -> None:
 
 def test_choice_of_tools() -> None:
     tool = Tool("a")
-    assert "tool_choice" not in _write("m", choice=Choice("any"), parallel=False)[0]
+    members, dropped = _write("m", choice=Choice("any"), parallel=False)
+    assert "tool_choice" not in members
+    assert dropped == ("tool_choice",)
+    assert _write("m", choice=Choice("auto"))[1] == ()
     members = _write("m", tools=[tool], choice=Choice("tool", "a"), parallel=False)[0]
     assert members["tool_choice"] == {"type": "function", "function": {"name": "a"}}
     assert members["parallel_tool_calls"] is False
     assert members["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}
-    assert "tool_choice" not in _write("m", tools=[tool], choice=Choice("tool", "a server's"))[0]
+    members, dropped = _write("m", tools=[tool], choice=Choice("tool", "a server's"))
+    assert "tool_choice" not in members
+    assert dropped == ("tool_choice",)
 
 
 def test_format() -> None:

@@ -157,3 +157,4 @@ def test_options() -> None:
     assert (ask.user, ask.service_tier, ask.stop, ask.stream, ask.include_usage) == ("u", "default", ["a"], True, True)
     assert _read(system="s").system == [Text("s")]
     assert _read(service_tier="new").service_tier is None
+    assert _read(service_tier="new").dropped == ["service_tier"]

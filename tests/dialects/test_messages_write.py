@@ -199,7 +199,7 @@ def test_options() -> None:
     assert members["stop_sequences"] == ["a"]
     assert members["stream"] is True
     assert "tool_choice" not in members
-    assert dropped == ("service_tier",)
+    assert dropped == ("tool_choice", "service_tier")
     assert "stop_sequences" not in _write("m", stop=[" "])[0]
     assert _write("m", service_tier="auto")[0]["service_tier"] == "auto"
 
