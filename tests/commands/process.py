@@ -17,7 +17,9 @@ _MOST_LINES = 60
 class Process:
     """One running command; its standard error is read by `line`."""
 
-    def __init__(self, words: tuple[str, ...], folder: Path, env: Mapping[str, str], *, covered: bool) -> None:
+    def __init__(
+        self, words: tuple[str, ...], folder: Path, env: Mapping[str, str], *, covered: bool, fds: tuple[int, ...]
+    ) -> None:
         self.child = subprocess.Popen(
             [sys.executable, "-m", "sidecar", *words],
             stdin=subprocess.DEVNULL,
@@ -26,6 +28,7 @@ class Process:
             text=True,
             cwd=folder,
             env=environment(env, covered=covered),
+            pass_fds=fds,
         )
         self.told: list[str] = []
 
@@ -61,8 +64,10 @@ def environment(env: Mapping[str, str], *, covered: bool = True) -> dict[str, st
 
 
 @contextlib.contextmanager
-def started(*words: str, folder: Path, env: Mapping[str, str] | None = None, covered: bool = True) -> Iterator[Process]:
-    process = Process(words, folder, env or {}, covered=covered)
+def started(
+    *words: str, folder: Path, env: Mapping[str, str] | None = None, covered: bool = True, fds: tuple[int, ...] = ()
+) -> Iterator[Process]:
+    process = Process(words, folder, env or {}, covered=covered, fds=fds)
     try:
         yield process
     finally:

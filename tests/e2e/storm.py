@@ -140,7 +140,7 @@ class Load(msgspec.Struct, kw_only=True):
             number = next(self.numbers)
             got = b""
             try:
-                way[1].write(_request(number, keep=keep))
+                way[1].write(request(number, keep=keep))
                 async with asyncio.timeout(SECONDS):
                     while not over(got):
                         data = await way[0].read(65536)
@@ -189,7 +189,8 @@ def _whole_events(sent: bytes, got: bytes) -> bool:
     return sent.startswith((got, got.removesuffix(b"\n\n")))
 
 
-def _request(number: int, *, keep: bool) -> bytes:
+def request(number: int, *, keep: bool) -> bytes:
+    """A request for a stream, whose number the provider keeps its bytes under."""
     body = b'{"model":"fast","stream":true,"stream_options":{"include_usage":true},"messages":[]}'
     close = b"" if keep else b"connection: close\r\n"
     return (
