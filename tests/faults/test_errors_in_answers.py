@@ -1,4 +1,4 @@
-"""An error in the place of a translated answer, under status 200: it has its own status, and others are asked or not."""
+"""An error in the place of a translated answer, under status 200: it has its own status; others are asked or not."""
 
 from __future__ import annotations
 
