@@ -36,9 +36,11 @@ _LABELS = frozenset(("type", "format", "id", "index", "role"))  # what a piece i
 
 def says(value: Any) -> bool:
     """Whether a piece of a streamed answer, as decoded JSON, holds anything to read: a text that is not empty."""
+    if isinstance(value, str):
+        return value != ""
     if isinstance(value, dict):
         return any(says(member) for name, member in value.items() if name not in _LABELS)
-    return any(map(says, value)) if isinstance(value, list) else isinstance(value, str) and value != ""
+    return isinstance(value, list) and any(map(says, value))
 
 
 class Text(msgspec.Struct):

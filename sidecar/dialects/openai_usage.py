@@ -21,9 +21,11 @@ _ENDING: Final = re.compile(rb'(?:^|[\r\n])data: ?\[DONE\]|"finish_reason"\s*:\s
 _REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 # Where a delta says something. Content may be a list of parts; reasoning goes by many names.
-_SAYS: Final = (
-    "content", "refusal", "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "function_call",
-    "audio", "images", "annotations",
+_SAYS: Final = frozenset(
+    (
+        "content", "refusal", "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "function_call",
+        "audio", "images", "annotations",
+    )
 )  # fmt: skip
 _TAIL_BYTES: Final = 64 * 1024
 _MOST_TOKENS: Final = 1 << 53  # what a float counts exactly; more is no count of tokens
@@ -146,14 +148,14 @@ def has_content(data: bytes) -> bool:
 
 def _speaks(choice: dict[str, Any]) -> bool:
     reason = choice.get("finish_reason")
-    if choice.get("error") or reason in BROKEN_OFF:
+    if reason in BROKEN_OFF or choice.get("error"):
         return False
-    if says(reason) or says(choice.get("text")):
+    if reason or choice.get("text"):
         return True
     delta = choice.get("delta") or choice.get("message")
     if not isinstance(delta, dict):
         return False
-    return bool(delta.get("tool_calls")) or any(says(delta.get(name)) for name in _SAYS)
+    return any(value and (name == "tool_calls" or (name in _SAYS and says(value))) for name, value in delta.items())
 
 
 class StreamMeter:
