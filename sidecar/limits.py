@@ -74,13 +74,18 @@ class Counter:
         return Wait(queue.wait_seconds, ticket)
 
     def allow(self, per_minute: int | None, concurrency: int | None) -> None:
-        """The bounds from now on; what has been used of them stays used."""
+        """The bounds from now on; what has been used of them stays used. A higher one lets in who waits."""
         self._interval = None if per_minute is None else _PERIOD_SECONDS / per_minute
         self.most = concurrency
+        self._grant()
 
     def leave(self) -> None:
-        """One has finished. Freed slots go to those who wait longest (several, when a reload has raised the bound)."""
+        """One has finished."""
         self.running -= 1
+        self._grant()
+
+    def _grant(self) -> None:
+        """Free slots go to those who wait longest."""
         while self.waiting and (self.most is None or self.running < self.most):
             _, ticket = self.waiting.popitem(last=False)
             self.running += 1

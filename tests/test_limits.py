@@ -157,6 +157,20 @@ def test_who_waits_longest_is_next_and_one_too_many_is_refused_with_a_time() -> 
     assert running(limits) == (0, 0)
 
 
+def test_a_bound_that_a_reload_raises_lets_in_who_waits() -> None:
+    limits = Limits(Queue(length=5))
+    held = permit(limits.decide(KEY, None, 1, 0.0))
+    waits = [wait(limits.decide(KEY, None, 1, 0.0)) for _ in range(3)]
+    woken: list[int] = []
+    for number, each in enumerate(waits):
+        each.ticket.wake = lambda number=number: woken.append(number)
+    limits.counter(KEY, None, 3)
+    assert woken == [0, 1]
+    assert repr(limits) == "<Limits 3 running, 1 waiting>"
+    held.release()
+    assert woken == [0, 1, 2]
+
+
 def test_a_wait_that_is_over_gives_up_its_place() -> None:
     limits = Limits(Queue(length=1))
     held = permit(limits.decide(KEY, None, 1, 0.0))
