@@ -151,6 +151,18 @@ async def test_handshakes_under_way_do_not_hold_up_the_end(certificate: dict[str
 # -- bounds on connections
 
 
+async def test_a_socket_that_somebody_sets_to_block_does_not_block_the_loop() -> None:
+    """Whether it blocks is the socket's own, and so of all who share it: a parent, the next process of a restart."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with nothing_left(), Server(Echo(), Settings(), sockets=[sock.dup()]) as server:
+            for _ in range(3):
+                sock.setblocking(True)
+                async with RawClient(int(server.addresses[0].rpartition(":")[2])) as client:
+                    await client.run(GET)
+                    assert undated(await client.response()) == OK
+
+
 async def test_at_the_bound_the_oldest_idle_connection_goes() -> None:
     async with serving(Echo(), max_connections=3) as ground:
         clients = [ground.client() for _ in range(4)]
@@ -340,6 +352,43 @@ async def test_a_second_signal_ends_the_lame_duck_time_and_what_is_under_way() -
         ground.server.hurry()
         await drain
         assert client.loop.time() - began < 0.5
+
+
+async def test_whoever_has_connected_before_the_end_is_heard() -> None:
+    """In the backlog, accepted in this very moment, or new here and about to ask."""
+    async with serving(Echo()) as ground:
+        loop = asyncio.get_running_loop()
+        socks = [socket.socket() for _ in range(20)]
+        for number, sock in enumerate(socks):
+            sock.connect(("127.0.0.1", ground.port))  # the loop has no time to accept
+            if number % 2:
+                sock.sendall(GET)
+            sock.setblocking(False)
+        drain = loop.create_task(ground.server.drain(lame_duck_seconds=0, drain_seconds=5))
+        await until(lambda: len(ground.server.connections) == 10)  # those who have not asked
+        for sock in socks[::2]:
+            await loop.sock_sendall(sock, GET)
+        for sock in socks:
+            got = b""
+            while data := await loop.sock_recv(sock, 65536):
+                got += data
+            assert b"\r\nconnection: close\r\n" in got
+            assert got.endswith(b"GET / ")
+            sock.close()
+        await drain
+
+
+async def test_who_is_new_and_does_not_ask_does_not_hold_up_the_end() -> None:
+    async with serving(Echo()) as ground, ground.client() as client, ground.client() as kept:
+        await kept.run(GET)
+        await kept.response()
+        began = client.loop.time()
+        drain = client.loop.create_task(ground.server.drain(lame_duck_seconds=0, drain_seconds=5))
+        assert await kept.gone() == "fin"
+        assert client.loop.time() - began < 0.2
+        assert await client.gone() == "fin"
+        assert client.loop.time() - began < 0.8
+        await drain
 
 
 async def test_a_second_signal_ends_the_wait_for_what_is_under_way() -> None:
