@@ -167,17 +167,28 @@ def rss_mb(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def parts(names: list[str], *, simulate: Sequence[str] = ("--bench",), pin: bool = True) -> Iterator[dict[str, Part]]:
-    """The mock, and the named proxies in front of it: "nginx", "envoy", "sidecar"; "direct" is the mock itself."""
+def parts(
+    names: list[str],
+    *,
+    simulate: Sequence[str] = ("--bench",),
+    pin: bool = True,
+    upstream: int | None = None,
+    config: str = SIDECAR,
+) -> Iterator[dict[str, Part]]:
+    """The mock, and the named proxies in front of it: "nginx", "envoy", "sidecar"; "direct" is the mock itself.
+
+    `upstream`: the port of a provider that the caller plays, instead of the mock. `config`: the sidecar's.
+    """
     proxy_core, load_core = cores() if pin else (None, None)
     folder = Path(tempfile.mkdtemp(prefix="sidecar-bench-"))
     started: dict[str, Part] = {}
     try:
-        port = free_port()
-        mock = [sys.executable, "-m", "sidecar", "simulate", *simulate, "--port", str(port)]
-        started["direct"] = Part("direct", mock, load_core, port)
+        port = free_port() if upstream is None else upstream
+        if upstream is None:
+            mock = [sys.executable, "-m", "sidecar", "simulate", *simulate, "--port", str(port)]
+            started["direct"] = Part("direct", mock, load_core, port)
         for name in names:
-            started[name] = _start(name, folder, proxy_core, port)
+            started[name] = _start(name, folder, proxy_core, port, config)
         yield started
     finally:
         for part in started.values():
@@ -196,11 +207,11 @@ def binary(name: str) -> str | None:
     return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
-def _start(name: str, folder: Path, core: int | None, upstream: int) -> Part:
+def _start(name: str, folder: Path, core: int | None, upstream: int, config: str) -> Part:
     port = free_port()
     if name == "sidecar":
         file = folder / "sidecar.toml"
-        file.write_text(SIDECAR.format(port=port, upstream=upstream, log=folder / "access.log"))
+        file.write_text(config.format(port=port, upstream=upstream, log=folder / "access.log"))
         file.chmod(0o600)
         keys = {"BENCH_PROVIDER_KEY": "sk-bench-provider", "BENCH_CALLER_KEY": KEY}
         return Part(name, [sys.executable, "-m", "sidecar", "serve", "--config", str(file)], core, port, keys)

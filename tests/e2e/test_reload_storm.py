@@ -25,7 +25,7 @@ from tests.e2e.storm import Load, config, source, under
 from tests.faults.ground import nothing_left
 
 FEW, MANY = 300, 10_000
-SIGNALS_FEW, SIGNALS_MANY = 30, 1_000
+SIGNALS_FEW, SIGNALS_MANY = 15, 1_000
 
 
 def changes(one: int, two: int) -> Iterator[Config]:
