@@ -50,6 +50,7 @@ class _Worker:
         self._watch = Watch(self._read, found.files)
 
     def served(self) -> Served:
+        self._watch.catch_up()
         return Served(
             app=self._app,
             on_ready=self._ready,

@@ -30,6 +30,13 @@ class Watch:
         self._stopped = False
         self._thread: threading.Thread | None = None
 
+    def catch_up(self) -> None:
+        """Read again here and now, if there is anything new: a worker may be forked long after its parent has read."""
+        if any(stamp(file) != seen for file, seen in self._files.items()):
+            then, self._files = self._read()
+            self._last = self._files
+            then()
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._thread = threading.Thread(target=self._run, args=(loop,), name="sidecar-config", daemon=True)
         self._thread.start()

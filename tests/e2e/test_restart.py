@@ -101,6 +101,22 @@ async def test_a_workers_death_costs_only_its_own_requests(tmp_path: Path) -> No
     assert f"(pid {victim}) ended with -9; another begins in 0.1 s" in "".join(process.told)
 
 
+async def test_who_takes_a_dead_workers_place_has_the_configuration_of_now(tmp_path: Path) -> None:
+    toml = written(tmp_path / "sidecar.toml", file(1))
+    with started("serve", "--workers", "2", folder=tmp_path, env=ENV, covered=False) as process:
+        port = await asyncio.to_thread(up, process)
+        written(toml, file(1).replace("fast", "new"))
+        for pid in _workers(process.child.pid):
+            os.kill(pid, signal.SIGKILL)
+        answer: httpx.Response | None = None
+        async with asyncio.timeout(5):
+            while answer is None:
+                with contextlib.suppress(httpx.TransportError):
+                    answer = await _get(port, "/v1/models")
+        assert [each["id"] for each in answer.json()["data"]] == ["new", "lab/m"]
+        assert await asyncio.to_thread(process.end) == 0
+
+
 async def _rest(reader: asyncio.StreamReader) -> bytes:
     """What still comes until the end, be it a reset."""
     got = b""
