@@ -202,19 +202,24 @@ class Supervisor:
             if code not in (0, *(-each for each in _STOPS)):
                 self._code = 1
             return
-        settled = now() - worker.began > _SETTLED_SECONDS
-        failures = self._failures[worker.number] = 1 if settled else self._failures[worker.number] + 1
+        if now() - worker.began > _SETTLED_SECONDS:
+            self._failures[worker.number] = 0
+        self._put_off(worker.number, f"(pid {pid}) ended with {code}")
+
+    def _put_off(self, number: int, why: str) -> None:
+        failures = self._failures[number] = self._failures[number] + 1
         seconds = min(_BACKOFF_SECONDS[0] * 2 ** min(failures - 1, 20), _BACKOFF_SECONDS[1])
-        self._due[worker.number] = now() + seconds
-        sys.stderr.write(
-            f"sidecar: worker {worker.number} (pid {pid}) ended with {code}; another begins in {seconds:g} s\n"
-        )
+        self._due[number] = now() + seconds
+        sys.stderr.write(f"sidecar: worker {number} {why}; another begins in {seconds:g} s\n")
         sys.stderr.flush()
 
     def _begin_due(self, mask: set[int | signal.Signals]) -> None:
         for number in [number for number, when in self._due.items() if when <= now()]:
             del self._due[number]
-            self._fork(number, mask)
+            try:
+                self._fork(number, mask)
+            except OSError as error:  # no descriptor, no memory, no process: the others serve on meanwhile
+                self._put_off(number, f"could not begin: {(error.strerror or str(error)).lower()}")
 
     def _kill_late(self) -> None:
         if self._stop_by is not None and now() >= self._stop_by:
@@ -225,7 +230,12 @@ class Supervisor:
     def _fork(self, number: int, mask: set[int | signal.Signals]) -> None:
         orders, ours = os.pipe()
         os.set_blocking(ours, False)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(orders)
+            os.close(ours)
+            raise
         if pid:
             os.close(orders)
             self._workers[pid] = _Worker(number, now(), ours)

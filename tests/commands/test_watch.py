@@ -139,3 +139,18 @@ async def test_when_the_loop_has_ended_meanwhile_nothing_breaks(reader: Reader) 
     assert watch._thread is not None
     watch._thread.join(5)
     assert not watch._thread.is_alive()
+
+
+def test_what_has_changed_before_it_starts_is_caught_up_with(reader: Reader) -> None:
+    told: list[str] = []
+
+    def read() -> tuple[Callable[[], None], Files]:
+        text = reader.file.read_text()
+        return lambda: told.append(text), reader.files()
+
+    watch = Watch(read, reader.files())
+    watch.catch_up()
+    reader.file.write_text("and more")
+    watch.catch_up()
+    watch.catch_up()
+    assert told == ["and more"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -280,6 +281,25 @@ def test_a_worker_that_keeps_dying_is_waited_for_longer_and_longer_and_delays_no
             assert waits == ["0.1 s", "0.2 s", "0.4 s", "0.8 s"][: len(waits)]
         served.signal(signal.SIGTERM)
         assert served.ends(0.5) == 0
+
+
+def test_a_worker_that_cannot_be_begun_is_put_off_and_ends_nothing() -> None:
+    with process(workers=2) as served:
+        address = served.ready(2)[0]
+        limits = resource.prlimit(served.popen.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(served.popen.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(served.said("ready")[0], signal.SIGKILL)
+        errors = ""
+        deadline = time.monotonic() + 8
+        while " could not begin: too many open files; another begins in 0.4 s\n" not in errors:
+            assert time.monotonic() < deadline, errors
+            time.sleep(0.02)
+            errors += served.errors()
+        assert int(asked(address)) == served.said("ready")[1]
+        resource.prlimit(served.popen.pid, resource.RLIMIT_NOFILE, limits)
+        served.until(lambda: len(served.said("ready")) == 3)
+        served.signal(signal.SIGTERM)
+        assert served.ends(3) == 0
 
 
 def test_a_signal_to_the_whole_group_does_not_hurry(place: Path) -> None:
