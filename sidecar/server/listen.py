@@ -182,7 +182,20 @@ class Server:
         for arrival in self._arrivals.values():
             _settle(arrival)
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        last = self._take_last()
         self._unbind()
+        for client in last:
+            with contextlib.suppress(OSError):
+                await self._welcome(client)
+
+    def _take_last(self) -> list[socket.socket]:
+        """Whoever waits to be accepted, within the bound. Between this and the closing nobody may have time to come."""
+        taken: list[socket.socket] = []
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                while self._has_room(len(taken)) and (client := _taken(sock)) is not None:
+                    taken.append(client)
+        return taken
 
     async def _last_call(self) -> None:
         """Close who is idle; but what has been sent is read first, and who is new here may begin, for a moment."""
@@ -220,21 +233,17 @@ class Server:
     async def _accept(self, sock: socket.socket) -> None:
         """Take clients for as long as the server listens: there is no error of one client that may end it."""
         failing = False
-        while True:
+        while not self._closing:
             try:
-                client = _taken(sock) if not self._closing or self._has_room() else None
-                if client is not None:
-                    await self._welcome(client)
-                elif self._closing:
-                    return
-                else:
+                client = _taken(sock)
+                if client is None:
                     await self._arrival(sock)
+                else:
+                    await self._welcome(client)
                 failing = False
             except OSError as error:
                 if error.errno in _CLIENTS_OWN:
                     continue
-                if self._closing:
-                    return
                 if _waited_on(sock):  # with no descriptor left, accepting fails with nobody there too
                     if not failing:  # told once, not twenty times a second
                         self.note("cannot accept", f"{error}", None)
@@ -296,8 +305,8 @@ class Server:
             self._close_oldest()
             await _happens(self._room, RETRY_SECONDS)  # not for ever: one that becomes idle does not tell
 
-    def _has_room(self) -> bool:
-        return len(self.connections) + len(self._shaking) < self._most
+    def _has_room(self, more: int = 0) -> bool:
+        return len(self.connections) + len(self._shaking) + more < self._most
 
     def _close_oldest(self) -> None:
         oldest = next(iter(self.idle), None)
