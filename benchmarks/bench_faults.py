@@ -21,7 +21,7 @@ from benchmarks import harness
 BAR: Final = 1.1  # of the added p99 without faults
 RATE: Final = 200  # requests a second, whatever becomes of those before
 FAULTS: Final = (("reset", 0.01), ("stall", 0.01), ("429:0", 0.05))  # at the first try of a request
-GIVE_UP_SECONDS: Final = 3.0
+GIVE_UP_SECONDS: Final = 1.5
 SIMULATE: Final = ("--latency-ms", "20", "--tokens", "16")
 CONFIG: Final = """
 [server]
@@ -65,7 +65,7 @@ class Run(msgspec.Struct):
 
 def main() -> int:
     options = harness.options(__doc__ or "")
-    rounds, seconds = (5, 2) if options.quick else (15, 2)
+    rounds, seconds = (5, 2) if options.quick else (12, 2)
     names = harness.available()
     found: dict[tuple[str, bool], list[Run]] = {}
     with harness.parts(names, simulate=SIMULATE, config=CONFIG) as parts:
