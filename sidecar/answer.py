@@ -54,7 +54,7 @@ def without(headers: Headers, *names: bytes) -> Headers:
     return [pair for pair in headers if pair[0] not in names]
 
 
-def refusal(error: SidecarError, dialect: Dialect, record: Record) -> tuple[Headers, bytes]:
+def refusal(error: SidecarError, dialect: Dialect, record: Record, *, spent: bool = False) -> tuple[Headers, bytes]:
     """Headers and body of an error of our own."""
     data = dialect.write_error(fault(error, record))
     headers: Headers = [
@@ -69,7 +69,7 @@ def refusal(error: SidecarError, dialect: Dialect, record: Record) -> tuple[Head
         headers.append((b"x-sidecar-attempts", b"%d" % record.attempts))
     if error.retry_after is not None:
         headers += retry_after(error.retry_after)
-    if record.attempts > 1:
+    if spent:
         headers.append(SPENT)
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))  # RFC 9110 11.6.1
@@ -87,7 +87,7 @@ def fault(error: SidecarError, record: Record) -> Fault:
     return Fault(
         status=error.status,
         type=error.type,
-        code=error.code,
+        code=error.their_code or error.code,
         message=error.message,
         param=error.param,
         request_id=record.request_id,

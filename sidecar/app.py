@@ -68,6 +68,7 @@ class Sidecar:
         self._loop: asyncio.AbstractEventLoop | None = None  # that the pool's connections are of
         self._limits = Limits()
         self._ledger = Ledger()
+        self._duty = exchange.Duty()
         self._ledger.open = False  # until open_log
         self._spine = self._build(_loaded(config))
         self._guard = guard
@@ -95,6 +96,7 @@ class Sidecar:
     def _build(self, config: Config) -> exchange.Spine:
         limits = self._limits
         limits.queue = config.queue
+        self._duty.set_budget(config.retry.budget_percent, config.retry.budget_minimum)
         routes = routing.build(config)
         return exchange.Spine(
             config=config,
@@ -113,6 +115,8 @@ class Sidecar:
             pool=self._pool,
             limits=limits,
             ledger=self._ledger,
+            places={},
+            duty=self._duty,
         )
 
     @property
@@ -267,6 +271,7 @@ class Sidecar:
                 "draining": self._draining,
                 "providers": self._pool.stats(),
                 "limits": self._limits.stats(),
+                "health": self._duty.health.stats(),
                 "requests": self._ledger.stats(),
             }
         )
@@ -290,7 +295,14 @@ class Sidecar:
 
 def _asker(limits: Limits, name: str, table: configuration.Caller) -> Asker:
     per_minute, concurrency = table.requests_per_minute, table.concurrency
-    caller = Caller(name=name, models=table.models, requests_per_minute=per_minute, concurrency=concurrency)
+    caller = Caller(
+        name=name,
+        models=table.models,
+        requests_per_minute=per_minute,
+        concurrency=concurrency,
+        priority=table.priority,
+        tags=frozenset(table.tags),
+    )
     return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import anyio
 
+from sidecar.drive import Lazy
 from sidecar.errors import BodyTooLarge, ClientGone
 from sidecar.types import Headers, Message, Receive, Scope, Send
 
@@ -15,7 +16,7 @@ from sidecar.types import Headers, Message, Receive, Scope, Send
 class AsgiClient:
     """See types.Client. `gone`: it has left; the exchange is then cancelled wherever it waits."""
 
-    __slots__ = ("_read", "_receive", "_send", "gone", "headers", "index", "notes", "query")
+    __slots__ = ("_read", "_receive", "_send", "gone", "headers", "index", "notes", "query", "stay")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: Headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -23,6 +24,7 @@ class AsgiClient:
         self.query: bytes = scope.get("query_string", b"")
         self.notes: dict[str, Any] = {}
         self.gone = False
+        self.stay = False
         self._receive = receive
         self._send = send
         self._read = anyio.Event()
@@ -36,7 +38,8 @@ class AsgiClient:
         def leave() -> None:
             if not self.gone and not over:
                 self.gone = True
-                task.cancel()
+                if not self.stay:
+                    task.cancel()
 
         async def run() -> None:
             nonlocal over
@@ -89,13 +92,17 @@ class AsgiClient:
 
     async def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> None:
         """The head, with the first bytes of the body."""
+        if self.gone:
+            return
         sent = headers + [(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())]
         if not more and status not in (204, 304):
             sent.append((b"content-length", b"%d" % len(data)))
         start: Message = {"type": "http.response.start", "status": status, "headers": sent}
         await self._send(start)
-        await self.write(data, more=more)
-
-    async def write(self, data: bytes, *, more: bool) -> None:
-        """The next bytes."""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
+        """The next bytes."""
+        if self.gone:
+            return None
+        return Lazy(lambda: self._send({"type": "http.response.body", "body": data, "more_body": more}))

@@ -26,7 +26,7 @@ class Alarm:
         self._ring = ring
         self._handle: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
-        self.at: float | None = None
+        self.at: float | None = None  # None: not to ring; set to None, too, where a call is too much
 
     def set(self, at: float) -> None:
         """Ring at the loop time `at` (seconds, as `loop.time()`), instead of whenever it would have rung."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Final
+
+import msgspec
 
 
 class Signal:
@@ -75,100 +77,108 @@ class Signal:
         return f"<Signal {'waited on' if self._call is not None else 'idle'}>"
 
 
-class Drive:
+class Lazy(msgspec.Struct, eq=False):
+    """What may be waited for or dropped: the call is made when somebody waits. A dropped coroutine would complain."""
+
+    call: Callable[[], Awaitable[None]]
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.call().__await__()
+
+
+async def _nothing() -> None:
+    pass
+
+
+ENOUGH: Final = Lazy(_nothing)  # of a sink that wants no more for now, and of nothing to wait for
+
+
+class Drive(msgspec.Struct, eq=False):
     """Runs `coroutine` to its end; `over` is called then, with what it raised. It may wait on Signals and on futures.
 
     Nothing in it may ask for the current task (`asyncio.timeout`, anyio's scopes): there is none.
     """
 
-    __slots__ = ("_cancelled", "_coroutine", "_loop", "_over", "_running", "_waits")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, object],
-        over: Callable[[BaseException | None], object],
-    ) -> None:
-        self._loop = loop
-        self._coroutine: Coroutine[Any, Any, object] | None = coroutine
-        self._over = over
-        self._waits: Any = None
-        self._running = False
-        self._cancelled = False
+    loop: asyncio.AbstractEventLoop
+    coroutine: Coroutine[Any, Any, object] | None
+    over: Callable[[BaseException | None], object]
+    waits: Any = None  # what the coroutine waits on
+    running: bool = False
+    cancelled: bool = False
 
     def resume(self) -> None:
         """Go on until the next wait. Also the call with which it begins."""
-        coroutine = self._coroutine
+        coroutine = self.coroutine
         if coroutine is None:
             return
-        self._running = True
+        self.running = True
         try:
             waits = coroutine.send(None)
         except StopIteration:
-            self._coroutine = self._waits = None
-            self._running = False
-            self._over(None)
+            self.coroutine = self.waits = None
+            self.running = False
+            self.over(None)
             return
         except BaseException as error:  # noqa: BLE001  # the owner decides: it is handed over, not dropped
             self._end(error)
             return
-        self._running = False
+        self.running = False
         if type(waits) is Signal:
             waits._context = None
             waits._call = self.resume
-            self._waits = waits
+            self.waits = waits
         else:
             self._wait_on(waits)
-        if self._cancelled:
+        if self.cancelled:
             self.cancel()
 
     def cancel(self) -> None:
         """Raise CancelledError where it waits, now; when it is running, at its next wait."""
-        if self._coroutine is None:
+        if self.coroutine is None:
             return
-        if self._running:
-            self._cancelled = True
+        if self.running:
+            self.cancelled = True
             return
-        self._cancelled = False
-        waits, self._waits = self._waits, None
+        self.cancelled = False
+        waits, self.waits = self.waits, None
         if type(waits) is Signal:
             waits.detach()
         elif waits is not None:
             waits.remove_done_callback(self._ready)
-        self._running = True
+        self.running = True
         try:
-            waits = self._coroutine.throw(asyncio.CancelledError())
+            waits = self.coroutine.throw(asyncio.CancelledError())
         except StopIteration:
             self._end(None)
             return
         except BaseException as error:  # noqa: BLE001  # as above
             self._end(error)
             return
-        self._running = False
+        self.running = False
         self._wait_on(waits)
 
     def _wait_on(self, waits: Any) -> None:
-        self._waits = waits
+        self.waits = waits
         if type(waits) is Signal:
             waits.attach(self.resume)
         elif waits is None:  # asyncio.sleep(0)
-            self._loop.call_soon(self.resume)
+            self.loop.call_soon(self.resume)
         else:
             waits._asyncio_future_blocking = False
             waits.add_done_callback(self._ready)
 
     def _ready(self, future: object) -> None:
-        if future is self._waits:
+        if future is self.waits:
             self.resume()
 
     def _end(self, error: BaseException | None) -> None:
-        self._coroutine = None
-        self._waits = None
-        self._running = False
-        self._over(error)
+        self.coroutine = None
+        self.waits = None
+        self.running = False
+        self.over(error)
 
     def __repr__(self) -> str:
-        state = "over" if self._coroutine is None else "running" if self._running else "waiting"
+        state = "over" if self.coroutine is None else "running" if self.running else "waiting"
         return f"<Drive {state}>"
 
 

@@ -169,6 +169,12 @@ class ProviderLimited(ProviderError):
     status, code, type = 429, "provider_limited", "rate_limit_error"
 
 
+class TargetDown(ProviderError):
+    """It has failed too often, and is not asked for a moment (its breaker is open)."""
+
+    status, code, type = 503, "provider_unavailable", "overloaded_error"
+
+
 class PoolExhausted(ProviderError):
     """Every connection this provider may have is busy, and the wait was too long."""
 

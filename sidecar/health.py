@@ -33,6 +33,7 @@ _REMEMBERED_SECONDS: Final = 600.0
 _PERCENTILE: Final = 0.95
 
 _MOST_TARGETS: Final = 4096  # models' names come from clients
+_ENOUGH_ROWS: Final = 4  # so that who wants longer rows wants more evidence of any kind
 _LOOKED_AT: Final = 32  # of the oldest, for one to drop
 
 
@@ -134,10 +135,9 @@ class Breaker:
     def _fails(self) -> bool:
         """Is it time to open, at this failure?"""
         seen, row = self._seen, self._in_row
+        enough = max(_ENOUGH, _ENOUGH_ROWS * self.settings.consecutive_failures)
         succeeded = seen.total - seen.marked
-        if (
-            seen.total >= _ENOUGH and succeeded * 2 < seen.total - 1
-        ):  # without this one: every other one failing is half
+        if seen.total >= enough and succeeded * 2 < seen.total - 1:  # without this one: every other one failing is half
             return True
         if row < self.settings.consecutive_failures:
             return False

@@ -18,12 +18,13 @@ from sidecar.types import Record
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 MICROSECONDS = (50, 100, 200, 400, 800, 1600, 5000, 20000, 100000, 1000000)
 _QUEUE_LINES = 10_000
+_MOST_CHARACTERS = 256  # of a model's name that a client chose, in the log
 _UNCOUNTED = 1_000
 _MOST_MODELS = 100  # of one provider that are labels
 _MOST_SERIES = 2_000  # of one metric: labels come from the configuration, so this bounds mistakes, not use
 
 
-_second: list[Any] = [0, ""]
+_last: list[Any] = [0, 0, "", ""]  # millisecond, second, and the words for them
 
 
 class Histogram:
@@ -54,6 +55,22 @@ class Series:
         self.tokens = [0, 0, 0, 0]  # input, output, cached, reasoning
         self.bytes_in = self.bytes_out = 0
 
+    def count(self, record: Record) -> None:
+        outcome = (record.status, record.error)
+        self.requests[outcome] = self.requests.get(outcome, 0) + 1
+        self.seconds.add(record.seconds)
+        if record.first_byte_seconds is not None:
+            self.first_byte.add(record.first_byte_seconds)
+            self.overhead.add(record.overhead_us)
+        self.bytes_in += record.bytes_in
+        self.bytes_out += record.bytes_out
+        if record.input_tokens is not None:
+            tokens = self.tokens
+            tokens[0] += record.input_tokens
+            tokens[1] += record.output_tokens or 0
+            tokens[2] += record.cached_tokens or 0
+            tokens[3] += record.reasoning_tokens or 0
+
 
 class Ledger:
     """Takes one record per exchange; gives metrics (Prometheus text) and, from a bounded queue, log lines (JSON)."""
@@ -77,28 +94,19 @@ class Ledger:
     def _settle(self) -> None:
         """Count what is over: together, since the same few lines of code are then warm. Only the loop's thread does."""
         over, self._over = self._over, []
+        last: tuple[str, str, str] | None = None
+        series: Series | None = None
         for record in over:
-            self._count(record)
+            key = (record.endpoint, record.provider, record.model) if record.status < 400 else None
+            if series is None or key is None or key != last:  # mostly it is the same as the one before
+                series = self._find(record)
+                last = key
+            series.count(record)
 
-    def _count(self, record: Record) -> None:
+    def _find(self, record: Record) -> Series:
         key = (record.endpoint, record.provider, self._label(record))
         series = self._series.get(key)
-        if series is None:
-            series = self._new_series(key)
-        outcome = (record.status, record.error)
-        series.requests[outcome] = series.requests.get(outcome, 0) + 1
-        series.seconds.add(record.seconds)
-        if record.first_byte_seconds is not None:
-            series.first_byte.add(record.first_byte_seconds)
-            series.overhead.add(record.overhead_us)
-        series.bytes_in += record.bytes_in
-        series.bytes_out += record.bytes_out
-        if (usage := record.usage) is not None:
-            tokens = series.tokens
-            tokens[0] += usage.input
-            tokens[1] += usage.output
-            tokens[2] += usage.cached
-            tokens[3] += usage.reasoning
+        return self._new_series(key) if series is None else series
 
     def note(self, event: dict[str, Any]) -> None:
         """Queue a line of another kind: what the server has to say of its peers, a reload, a bug."""
@@ -115,7 +123,7 @@ class Ledger:
             return b""
         started = wall() - now()
         return _encoder.encode_lines(
-            [line(entry, started) if type(entry) is Record else msgspec.Raw(orjson.dumps(entry)) for entry in entries]
+            [_dated(entry, started) if type(entry) is Record else msgspec.Raw(orjson.dumps(entry)) for entry in entries]
         )
 
     def stats(self) -> dict[str, object]:
@@ -196,67 +204,30 @@ class Ledger:
         return f"<Ledger {len(self._series)} series, {len(self._queue)} lines queued, {self.dropped} dropped>"
 
 
-class Line(msgspec.Struct, gc=False):
-    """A line of the access log, in this order."""
-
-    time: str
-    event: str
-    id: str
-    endpoint: str
-    caller: str
-    asked_model: str
-    provider: str
-    model: str
-    status: int
-    error: str
-    attempts: int
-    stream: bool
-    seconds: float
-    first_byte_seconds: float | None
-    overhead_us: int
-    bytes_in: int
-    bytes_out: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_tokens: int | None
-
-
 _encoder = msgspec.json.Encoder()
 
 
-def line(record: Record, started: float) -> Line:
-    """One line of the access log. `started`: when the monotonic clock stood at zero, in seconds since the epoch."""
-    usage, first = record.usage, record.first_byte_seconds
-    return Line(
-        _iso(started + record.started + record.seconds),
-        "exchange",
-        record.request_id,
-        record.endpoint,
-        record.caller,
-        record.asked_model[:256],
-        record.provider,
-        record.model[:256],
-        record.status,
-        record.error,
-        record.attempts,
-        record.stream,
-        round(record.seconds, 6),
-        None if first is None else round(first, 6),
-        record.overhead_us,
-        record.bytes_in,
-        record.bytes_out,
-        None if usage is None else usage.input,
-        None if usage is None else usage.output,
-        None if usage is None else usage.cached,
-    )
+def _dated(record: Record, started: float) -> Record:
+    """A record as it is logged. `started`: when the monotonic clock stood at zero, in seconds since the epoch."""
+    assert type(record.time) is float
+    record.time = _iso(started + record.time)
+    if len(record.asked_model) > _MOST_CHARACTERS:
+        record.asked_model = record.asked_model[:_MOST_CHARACTERS]
+    record.seconds = round(record.seconds, 6)
+    if record.first_byte_seconds is not None:
+        record.first_byte_seconds = round(record.first_byte_seconds, 6)
+    return record
 
 
 def _iso(seconds: float) -> str:
-    """2026-11-25T10:00:00.123+00:00; all but the milliseconds made once a second."""
-    whole = int(seconds)
-    if whole != _second[0]:
-        _second[:] = whole, datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{_second[1]}.{int((seconds - whole) * 1000):03d}+00:00"
+    """2026-11-25T10:00:00.123+00:00; made once a millisecond, all but the milliseconds once a second."""
+    millisecond = int(seconds * 1000)
+    if millisecond != _last[0]:
+        second, rest = divmod(millisecond, 1000)
+        if second != _last[1]:
+            _last[1:3] = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _last[0], _last[3] = millisecond, f"{_last[2]}.{rest:03d}+00:00"
+    return str(_last[3])
 
 
 def _family(out: list[str], name: str, kind: str, about: str) -> None:

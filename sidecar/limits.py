@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-import msgspec
-
 from sidecar.config import Queue
 from sidecar.types import Permit, Refused, Wait
 
@@ -26,7 +24,7 @@ class Ticket:
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
-        self.granted: Held | None = None
+        self.granted: Counter | None = None
         self.wake: Callable[[], object] = _nobody
 
     def __repr__(self) -> str:
@@ -38,7 +36,10 @@ def _nobody() -> None:
 
 
 class Counter:
-    """One limit's owner ("caller:web", "provider:openai"): its bounds, how many run, and who waits for a slot."""
+    """One limit's owner ("caller:web", "provider:openai"): its bounds, how many run, and who waits for a slot.
+
+    It is its own permit (types.Permit): each `enter` that answered it is followed by one `release`.
+    """
 
     __slots__ = ("_due", "_interval", "_limits", "key", "most", "running", "waiting")
 
@@ -55,14 +56,15 @@ class Counter:
         """Leave for one request now, later, or not. A refusal takes nothing."""
         interval = self._interval
         if interval is not None:
-            due = (max(now, self._due)) + interval
+            due = self._due
+            due = (max(now, due)) + interval
             early = due - _PERIOD_SECONDS - now
             if early > _ROUNDING:
                 return Refused(self.key, "requests_per_minute", early)
             self._due = due
         if self.most is None or self.running < self.most:
             self.running += 1
-            return Held(self)
+            return self
         queue = self._limits.queue
         length = queue.length if queue.length is not None else self.most
         if len(self.waiting) >= length or queue.wait_seconds <= 0:
@@ -79,36 +81,22 @@ class Counter:
         self.most = concurrency
         self._grant()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """One has finished."""
         self.running -= 1
-        self._grant()
+        if self.waiting:
+            self._grant()
 
     def _grant(self) -> None:
         """Free slots go to those who wait longest."""
         while self.waiting and (self.most is None or self.running < self.most):
             _, ticket = self.waiting.popitem(last=False)
             self.running += 1
-            ticket.granted = Held(self)
+            ticket.granted = self
             ticket.wake()
 
     def __repr__(self) -> str:
         return f"<Counter {self.key}: {self.running} running of {self.most}, {len(self.waiting)} waiting>"
-
-
-class Held(msgspec.Struct, eq=False):
-    """A permit: one running exchange of a counter, until released."""
-
-    counter: Counter | None
-
-    def release(self) -> None:
-        """Give the slot back; a second call does nothing."""
-        counter, self.counter = self.counter, None
-        if counter is not None:
-            counter.leave()
-
-    def __repr__(self) -> str:
-        return f"<Held {self.counter.key if self.counter else 'released'}>"
 
 
 class Limits:

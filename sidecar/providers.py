@@ -37,6 +37,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     drop: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     stream_usage: bool = True  # understands stream_options.include_usage, and tells usage in a stream only with it
+    prefill: Literal["", "plain", "prefix"] = ""  # a last message of the assistant is gone on with: as it is, or marked
     offers: tuple[Capability, ...] = ()  # within the dialects that it speaks
 
     @property
@@ -73,6 +74,7 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
     ),
     Provider(
         name="anthropic",
+        prefill="plain",
         base_url="https://api.anthropic.com",
         speaks=(("messages", "/v1/messages"), ("count_tokens", "/v1/messages/count_tokens")),
         auth="x-api-key",
@@ -93,6 +95,7 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
     Provider(name="xai", base_url="https://api.x.ai/v1", speaks=(_CHAT,), known=("grok-*",), offers=_SEES),
     Provider(
         name="openrouter",
+        prefill="plain",
         base_url="https://openrouter.ai/api/v1",
         speaks=_ALL,
         stream_usage=False,  # sends usage always; the member is a deprecated no-op there
@@ -108,6 +111,7 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
     ),
     Provider(
         name="mistral",
+        prefill="prefix",
         base_url="https://api.mistral.ai/v1",
         speaks=(_CHAT, _VECTORS),
         known=("mistral-*", "ministral-*", "magistral-*", "codestral-*", "devstral-*", "pixtral-*", "voxtral-*"),
@@ -126,6 +130,7 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
     ),
     Provider(
         name="deepseek",
+        prefill="prefix",
         base_url="https://api.deepseek.com",
         speaks=(_CHAT, ("completions", "/beta/completions")),
         known=("deepseek-*",),
@@ -221,12 +226,44 @@ BUILT_IN: Final[tuple[Provider, ...]] = (
     Provider(name="vercel", base_url="https://ai-gateway.vercel.sh/v1", speaks=(_CHAT, _VECTORS), offers=_SEES),
     Provider(name="requesty", base_url="https://router.requesty.ai/v1", speaks=(_CHAT, _VECTORS), offers=_SEES),
     # model servers of your own
-    Provider(name="ollama", base_url="http://127.0.0.1:11434/v1", speaks=_ALL, needs_key=False, offers=_TALKS),
-    Provider(name="vllm", base_url="http://127.0.0.1:8000/v1", speaks=_ALL, needs_key=False, offers=_SEES),
-    Provider(name="sglang", base_url="http://127.0.0.1:30000/v1", speaks=_ALL, needs_key=False, offers=_SEES),
-    Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", speaks=_ALL, needs_key=False, offers=_TALKS),
-    Provider(name="lmstudio", base_url="http://127.0.0.1:1234/v1", speaks=_ALL, needs_key=False, offers=_SEES),
-    Provider(name="openai-compatible", base_url="", speaks=_ALL, needs_key=False, offers=_SEES),
+    Provider(
+        name="ollama",
+        prefill="plain",
+        base_url="http://127.0.0.1:11434/v1",
+        speaks=_ALL,
+        needs_key=False,
+        offers=_TALKS,
+    ),
+    Provider(
+        name="vllm", prefill="plain", base_url="http://127.0.0.1:8000/v1", speaks=_ALL, needs_key=False, offers=_SEES
+    ),
+    Provider(
+        name="sglang", prefill="plain", base_url="http://127.0.0.1:30000/v1", speaks=_ALL, needs_key=False, offers=_SEES
+    ),
+    Provider(
+        name="llamacpp",
+        prefill="plain",
+        base_url="http://127.0.0.1:8080/v1",
+        speaks=_ALL,
+        needs_key=False,
+        offers=_TALKS,
+    ),
+    Provider(
+        name="lmstudio",
+        prefill="plain",
+        base_url="http://127.0.0.1:1234/v1",
+        speaks=_ALL,
+        needs_key=False,
+        offers=_SEES,
+    ),
+    Provider(
+        name="openai-compatible",
+        prefill="plain",
+        base_url="",
+        speaks=_ALL,
+        needs_key=False,
+        offers=_SEES,
+    ),
 )
 ALIASES: Final = {
     "grok": "xai",
@@ -273,6 +310,7 @@ def resolve(name: str, table: config.Provider) -> Upstream:
         secrets=tuple(Secret(value) for name, value in table.headers.items() if _SECRET_NAME.search(name)),
         drop=frozenset((*row.drop, *table.drop)),
         rename=(*row.rename, *table.rename.items()),
+        prefill=row.prefill,
         stream_usage=row.stream_usage,
         timeouts=_timeouts(table.timeouts),
         pool=PoolLimits(

@@ -6,17 +6,14 @@ on, so that a stream that is cut never leaves half an event before the error eve
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from sidecar.clock import now
-from sidecar.dialects.neutral import Conversation, Delta, Fault, Meter
-from sidecar.errors import UpstreamCut, UpstreamTimeout
-from sidecar.types import Client, Inbound, Outcome
+from sidecar.dialects.neutral import Begin, Conversation, Delta, Fault, Finish, Meter, TextDelta, ToolBegin
+from sidecar.errors import UpstreamCut
+from sidecar.secret import Secret
+from sidecar.types import Inbound, Usage
 from sidecar.wire import sse
 from sidecar.wire.coding import Inflate
-
-Begin = Callable[[bytes, bool], Awaitable[None]]  # sends the head with the first bytes; is there more?
 
 
 class Way(Protocol):
@@ -86,10 +83,30 @@ class Opaque:
 class Across:
     """Another dialect: events are read to deltas and written again."""
 
-    __slots__ = ("_events", "_inflate", "_reader", "_splitter", "_writer", "failed", "meter")
+    __slots__ = (
+        "_before",
+        "_called",
+        "_goes_on",
+        "_inflate",
+        "_reader",
+        "_said",
+        "_secrets",
+        "_splitter",
+        "_writer",
+        "failed",
+        "meter",
+    )
 
     def __init__(
-        self, meter: Meter, theirs: Conversation, ours: Conversation, *, include_usage: bool, coding: bytes | None
+        self,
+        meter: Meter,
+        theirs: Conversation,
+        ours: Conversation,
+        *,
+        include_usage: bool,
+        coding: bytes | None,
+        secrets: tuple[Secret, ...] = (),
+        keep: bool = False,
     ) -> None:
         self.meter = meter
         self.failed = False
@@ -97,6 +114,32 @@ class Across:
         self._reader = theirs.stream_reader()
         self._writer = ours.stream_writer(include_usage=include_usage)
         self._inflate = Inflate(coding) if coding else None
+        self._secrets = secrets  # that the provider was sent, and may repeat in an error
+        self._before: Usage | None = None  # of the streams that this one goes on with
+        self._goes_on = False
+        self._said: list[str] | None = [] if keep else None  # all text so far, where it may have to be gone on with
+        self._called = False
+
+    @property
+    def resumable(self) -> bool:
+        """May another stream go on where this one stops? Not with a tool's call begun, nor before anything was said."""
+        return not self._called and not self.failed and not self._writer.finished and bool(self._said)
+
+    @property
+    def text(self) -> str:
+        """What has been said."""
+        return "".join(self._said or ())
+
+    def resume(self, meter: Meter, theirs: Conversation, coding: bytes | None, secrets: tuple[Secret, ...]) -> None:
+        """Go on with another provider's stream, in the same answer."""
+        if (usage := self.meter.usage) is not None:
+            self._before = usage if self._before is None else self._before.plus(usage)
+        self.meter = meter
+        self._goes_on = True
+        self._splitter = sse.Splitter()
+        self._reader = theirs.stream_reader()
+        self._inflate = Inflate(coding) if coding else None
+        self._secrets = secrets
 
     def feed(self, data: bytes) -> bytes:
         if self._inflate is not None:
@@ -124,55 +167,30 @@ class Across:
 
     def _write(self, deltas: list[Delta]) -> bytes:
         """What has come, in the client's dialect; an error among it is told by that, and need not be told again."""
-        self.failed = self.failed or any(type(delta) is Fault for delta in deltas)
+        for delta in deltas:
+            if type(delta) is TextDelta and self._said is not None:
+                self._said.append(delta.text)
+            elif type(delta) is ToolBegin:
+                self._called = True
+            elif type(delta) is Fault:
+                self.failed = True
+                for secret in self._secrets:
+                    delta.message = secret.redact(delta.message.encode()).decode()
+            elif type(delta) is Finish and delta.usage is not None and self._before is not None:
+                delta.usage = delta.usage.plus(self._before)
+        if self._goes_on:  # the answer has begun long ago
+            deltas = [delta for delta in deltas if type(delta) is not Begin]
         return self._writer.write(deltas)
 
 
-async def relay(inbound: Inbound, way: Way, client: Client, begin: Begin, outcome: Outcome) -> None:
-    """Send the body on until its end; the head goes with the first bytes, and until then another target may still try.
-
-    Raises UpstreamCut and its like. What the client is then told is the spine's to say.
-    """
-    try:
-        while data := await _read(inbound, outcome):
-            out = way.feed(data)
-            if out:
-                outcome.bytes_sent += len(out)
-                if outcome.first_byte_at is None:
-                    await begin(out, True)
-                else:
-                    await client.write(out, more=True)
-    except (UpstreamCut, UpstreamTimeout):
-        if not way.meter.closed:  # behind its last word an answer is whole, whatever becomes of the connection
-            raise
-    out = way.finish()
-    outcome.bytes_sent += len(out)
-    outcome.complete = True
-    if outcome.first_byte_at is None:
-        await begin(out, False)
-    else:
-        await client.write(out, more=False)
-
-
-async def gather(inbound: Inbound, most: int, outcome: Outcome) -> tuple[bytes, bool]:
+async def gather(inbound: Inbound, most: int) -> tuple[bytes, bool]:
     """The body of an answer up to about `most` bytes, and whether that was all of it."""
     pieces: list[bytes] = []
     size = 0
     while size <= most:
-        data = await _read(inbound, outcome)
+        data = await inbound.read()
         if not data:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces), True
         pieces.append(data)
         size += len(data)
     return b"".join(pieces), False
-
-
-async def _read(inbound: Inbound, outcome: Outcome) -> bytes:
-    """Read, counting the time until the first byte has gone as the provider's and not ours."""
-    if outcome.first_byte_at is not None:
-        return await inbound.read()
-    began = now()
-    try:
-        return await inbound.read()
-    finally:
-        outcome.waited += now() - began

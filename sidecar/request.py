@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from sidecar import retry
 from sidecar.dialects import CONVERSATIONS, DIALECTS
+from sidecar.dialects.neutral import dropped_line
 from sidecar.errors import BodyInvalid, Malformed, MediaTypeUnsupported, Misconfigured, Unauthorized
 from sidecar.secret import Secret
 from sidecar.types import (
@@ -43,7 +45,7 @@ class Asker(NamedTuple):
     counter: Counting
 
 
-class Asking(msgspec.Struct):
+class Asking(msgspec.Struct, frozen=True, eq=False):
     """What the head of a request says to the spine. The same head says the same again, under the same configuration."""
 
     spine: object
@@ -51,6 +53,10 @@ class Asking(msgspec.Struct):
     timeout: float  # seconds the client waits, by its own word; infinite where it says nothing
     fallback: bool
     accepts: frozenset[bytes]  # content codings of answers
+    patience: float = math.inf  # seconds that its SDK waits for a first byte, by its own word
+    priority: str | None = None
+    explain: bool = False  # it wants to know of each try
+    share: bool = True  # an answer that somebody else with the same key has asked for is good enough
     lines: dict[str, bytes] = {}  # of what goes up, by provider and dialect
 
 
@@ -66,6 +72,10 @@ def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, clie
         _timeout(index),
         index.get(b"x-sidecar-fallback") != b"off",
         _codings(index.get(b"accept-encoding", b"")),
+        retry.client_patience(index) or math.inf,
+        _priority(index),
+        index.get(b"x-sidecar-explain") == b"1",
+        index.get(b"x-sidecar-cache") not in (b"off", b"refresh"),
     )
     client.notes["asking"] = asking
     return asking
@@ -102,37 +112,44 @@ def presented(headers: Headers) -> tuple[bytes, Secret] | None:
 
 
 def translate(
-    target: Target, endpoint: Endpoint, members: Envelope, client: Client, asking: Asking, *, stream: bool
-) -> tuple[Outbound, bool]:
+    target: Target, endpoint: Endpoint, members: Envelope, client: Client, asking: Asking, *, stream: bool, key: int = 0
+) -> tuple[Outbound, bool, bytes]:
     """The request in the target's words: its dialect, its model name, its key, and none of the client's credentials.
 
-    Also answers whether the provider is asked for a usage event that the client did
-    not ask for. Raises BodyInvalid and Unsupported (translation), Unauthorized and Misconfigured (the key).
+    Also answers whether the provider is asked for a usage event that the client did not ask for, and the header line
+    of what is left out. `key`: which of the provider's. Raises BodyInvalid and Unsupported (translation), Unauthorized
+    and Misconfigured (the key).
     """
     upstream, spoken = target.upstream, endpoint.dialect
     translated = target.dialect != spoken
     hide_usage = False
     path = target.path
+    dropped: list[str] = []
     if translated:
         ask = CONVERSATIONS[spoken].read_request(members)
-        sent = CONVERSATIONS[target.dialect].write_request(ask, target.model).members
+        written = CONVERSATIONS[target.dialect].write_request(ask, target.model)
+        sent, dropped = written.members, list(written.dropped)
     else:
         sent = members.copy()
         sent["model"] = target.raw_model
         hide_usage = stream and upstream.stream_usage and DIALECTS[spoken].ask_usage(sent)
         if client.query and endpoint.model is None:  # Azure's is of Azure's paths
             path = _with_query(path, client.query)
+    for name, value in target.params:
+        sent[name] = value
     for name in upstream.drop:
-        sent.pop(name, None)
+        if sent.pop(name, None) is not None:
+            dropped.append(name)
     for old, new in upstream.rename:
         if old in sent:
             sent[new] = sent.pop(old)
-    key = f"{upstream.name} {translated}"
-    lines = asking.lines.get(key)
+    place = f"{upstream.name} {translated}"
+    lines = asking.lines.get(place)
     if lines is None:
-        lines = asking.lines[key] = _lines(upstream, client.headers, translated=translated)
-    auth = upstream.auth or _auth(upstream, client.headers)
-    return Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent)), hide_usage
+        lines = asking.lines[place] = _lines(upstream, client.headers, translated=translated)
+    auth = upstream.auths[key] if upstream.auths else _auth(upstream, client.headers)
+    outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
+    return outbound, hide_usage, dropped_line(dropped) if dropped else b""
 
 
 def _with_query(path: bytes, query: bytes) -> bytes:
@@ -175,6 +192,15 @@ def _codings(accepted: bytes) -> frozenset[bytes]:
     """The content codings that an Accept-Encoding names, but for those it refuses by `q=0` (RFC 9110 12.5.3)."""
     pairs = [each.partition(b";") for each in accepted.lower().split(b",")]
     return frozenset(name.strip() for name, _, weight in pairs if not _REFUSED.fullmatch(weight))
+
+
+def _priority(index: dict[bytes, bytes]) -> str | None:
+    asked = index.get(b"x-sidecar-priority")
+    if asked is None:
+        return None
+    if asked not in (b"high", b"normal", b"low"):
+        raise BodyInvalid("the header x-sidecar-priority is none of high, normal, low", param="x-sidecar-priority")
+    return asked.decode()
 
 
 def _timeout(index: dict[bytes, bytes]) -> float:

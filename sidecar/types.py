@@ -15,6 +15,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]  # names in lower case, in order
+Sink = Callable[[bytes], Awaitable[None] | None]  # takes bytes; None, or what must be waited for before more are given
 Envelope = dict[str, msgspec.Raw]  # a JSON object's members, values undecoded
 
 Scheme = Literal["http", "https"]
@@ -35,6 +36,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()  # names it may ask for; empty = all
     requests_per_minute: int | None = None
     concurrency: int | None = None
+    priority: str = "normal"  # in a queue: high, normal or low
+    tags: frozenset[str] = frozenset()  # that a target must have
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -127,6 +130,17 @@ class Inbound(Protocol):
         """The next bytes of the body, b"" at its framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
         ...
 
+    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+        """Give what comes to `sink`, in the very call that brings it, until the framed end. Raises as `read` does.
+
+        Where `sink` answers something to wait for, that is answered, and the caller pumps on when it has waited.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Let whoever pumps go on, although nothing has come: its `pump` answers ENOUGH (drive.py)."""
+        ...
+
     def unread(self, data: bytes) -> None:
         """Put bytes that were read back before those that are still to be read."""
         ...
@@ -144,6 +158,7 @@ class Client(Protocol):
     query: bytes  # of the request target, without the question mark
     notes: dict[str, Any]  # of the spine's, kept for every request with the same head
     gone: bool  # it has left: nobody reads what is answered
+    stay: bool  # set by the spine: its exchange goes on without it
 
     def body(self, most: int) -> bytes | None:
         """The whole body, if it is here already. Raises BodyTooLarge."""
@@ -153,15 +168,15 @@ class Client(Protocol):
         """The whole body. Raises BodyTooLarge above `most` bytes, and ClientGone."""
         ...
 
-    async def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> None:
-        """The head, with the first bytes of the body. Waits while the client does not read.
+    def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:
+        """The head, with the first bytes of the body. What it answers, if anything, is to be waited for.
 
         `lines`: more headers, in the form of the wire. A content-length is written where there is no more to come.
         """
         ...
 
-    async def write(self, data: bytes, *, more: bool) -> None:
-        """The next bytes. Waits while the client does not read."""
+    def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
+        """The next bytes. What it answers, if anything, is to be waited for: the client does not read."""
         ...
 
 
@@ -181,21 +196,35 @@ class Usage(msgspec.Struct, kw_only=True, gc=False):
     reasoning: int = 0
     estimated: bool = False
 
+    def plus(self, other: Usage) -> Usage:
+        """Of both together."""
+        return Usage(
+            input=self.input + other.input,
+            output=self.output + other.output,
+            cached=self.cached + other.cached,
+            cache_write=self.cache_write + other.cache_write,
+            reasoning=self.reasoning + other.reasoning,
+            estimated=self.estimated or other.estimated,
+        )
 
-class Outcome(msgspec.Struct, kw_only=True, gc=False):
+
+class Outcome(msgspec.Struct, gc=False):
     """How the relay of an answer went. Times are of the monotonic clock, in seconds."""
 
+    started: float = 0.0
     bytes_sent: int = 0
     first_byte_at: float | None = None  # when the head was made to go: from here on there is no other target
     waited: float = 0.0  # seconds spent waiting for the provider, up to the first byte
     complete: bool = False
 
 
-class Record(msgspec.Struct, kw_only=True, gc=False):
-    """What is known of one exchange when it is over: a row of the access log and of the metrics. Never content."""
+class Record(msgspec.Struct, gc=False):
+    """What is known of one exchange when it is over: in this form a line of the access log. Never content."""
 
-    request_id: str
-    endpoint: str
+    time: float | str = 0.0  # of its end, by the monotonic clock; in the log by the calendar
+    event: str = "exchange"
+    request_id: str = msgspec.field(name="id", default="")
+    endpoint: str = ""
     caller: str = ""
     asked_model: str = ""
     provider: str = ""
@@ -204,13 +233,16 @@ class Record(msgspec.Struct, kw_only=True, gc=False):
     error: str = ""  # code of the vocabulary in errors.py
     attempts: int = 0
     stream: bool = False
-    started: float = 0.0
     seconds: float = 0.0
     first_byte_seconds: float | None = None
     overhead_us: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    usage: Usage | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    continued: int = 0  # times that another target went on with a stream that had broken off
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +265,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[Secret, ...] = ()  # among their values
     drop: frozenset[str] = frozenset()  # body members not sent
     rename: tuple[tuple[str, str], ...] = ()  # body members sent under another name
+    prefill: Literal["", "plain", "prefix"] = ""  # whether a last message of the assistant is gone on with, and by what
     stream_usage: bool = True  # understands `stream_options.include_usage`
     timeouts: Timeouts = Timeouts()
     pool: PoolLimits = PoolLimits()

@@ -60,7 +60,7 @@ def test_an_error_is_in_the_words_of_the_api_that_was_called(dialect: str) -> No
         (
             ConnectFailed("refused"),
             {"provider": "lab", "attempts": 2},
-            {b"x-sidecar-provider": b"lab", b"x-sidecar-attempts": b"2", b"x-should-retry": b"false"},
+            {b"x-sidecar-provider": b"lab", b"x-sidecar-attempts": b"2"},
         ),
     ],
 )
@@ -71,9 +71,10 @@ def test_an_error_has_the_headers_of_its_kind(
     assert expected.items() <= dict(headers).items()
 
 
-def test_the_first_try_leaves_retries_to_the_client() -> None:
-    headers, _ = answer.refusal(ConnectFailed("refused"), DIALECTS["chat"], record(provider="lab", attempts=1))
-    assert b"x-should-retry" not in dict(headers)
+@pytest.mark.parametrize("spent", [False, True])
+def test_clients_are_told_when_asking_again_is_of_no_use(spent: bool) -> None:
+    headers, _ = answer.refusal(ConnectFailed("refused"), DIALECTS["chat"], record(provider="lab"), spent=spent)
+    assert ((b"x-should-retry", b"false") in headers) == spent
 
 
 @pytest.mark.parametrize("names", [[], [b"x-request-id"], [b"x-request-id", b"request-id"]])

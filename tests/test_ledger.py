@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.clock import now, wall
 from sidecar.ledger import Ledger
-from sidecar.types import Record, Usage
+from sidecar.types import Record
 
 
 def record(**known: Any) -> Record:
@@ -24,13 +24,16 @@ def record(**known: Any) -> Record:
         "model": "gpt-4o-mini",
         "status": 200,
         "attempts": 1,
-        "started": now() - 0.2,
+        "time": now(),
         "seconds": 0.2,
         "first_byte_seconds": 0.02,
         "overhead_us": 150,
         "bytes_in": 10,
         "bytes_out": 20,
-        "usage": Usage(input=7, output=3, cached=2, reasoning=1),
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "cached_tokens": 2,
+        "reasoning_tokens": 1,
     }
     return Record(**{**usual, **known})
 
@@ -56,7 +59,7 @@ def test_what_was_counted_is_in_the_metrics() -> None:
     ledger = Ledger()
     for _ in range(2):
         ledger.record(record())
-    ledger.record(record(status=429, error="provider_rate_limited", usage=None, first_byte_seconds=None))
+    ledger.record(record(status=429, error="provider_rate_limited", input_tokens=None, first_byte_seconds=None))
     by = {"endpoint": "/v1/chat/completions", "provider": "openai", "model": "gpt-4o-mini"}
     assert total(ledger, "sidecar_requests_total", status="200", error="", **by) == 2
     assert total(ledger, "sidecar_requests_total", status="429", error="provider_rate_limited", **by) == 1
@@ -134,6 +137,8 @@ def test_a_line_is_json_with_what_is_known_and_no_more() -> None:
         "input_tokens": 7,
         "output_tokens": 3,
         "cached_tokens": 2,
+        "reasoning_tokens": 1,
+        "continued": 0,
     }
     assert ledger.drain() == b""
 

@@ -202,6 +202,8 @@ _any = msgspec.json.Decoder()
 
 def has_content(data: bytes) -> bool:
     """Whether an event holds the first of an answer: a block or a delta that says anything, or why the answer stops."""
+    if not data.startswith((b"{", b" ", b"\t")):  # as [DONE]: there may be thousands, and each is looked at
+        return False
     try:
         event = _any.decode(mended(data))
         if not isinstance(event, dict):
@@ -226,6 +228,9 @@ class StreamMeter:
         self.started = False
         self.ended = False
         self.fault: Fault | None = None
+
+    def start(self) -> None:
+        self.started = True
 
     @property
     def closed(self) -> bool:
@@ -278,6 +283,9 @@ class UnaryMeter:
         event = self._event()
         return read_usage(event.usage) if event is not None else None
 
+    def start(self) -> None:
+        """It has."""
+
     @property
     def started(self) -> bool:
         return self._size > 0
@@ -300,6 +308,15 @@ class UnaryMeter:
             return _event.decode(b"".join(self._pieces))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+
+
+def measure(data: bytes) -> tuple[Usage | None, Fault | None]:
+    """A whole body, at once: its usage, and the error that it may be instead of an answer."""
+    try:
+        event = _event.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, None
+    return read_usage(event.usage), fault_in_answer(event.error) if event.is_error else None
 
 
 def meter(*, stream: bool, hide_usage: bool, choices: int = 1) -> StreamMeter | UnaryMeter:

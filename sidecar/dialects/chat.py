@@ -30,7 +30,7 @@ from sidecar.dialects.lenient import mended
 from sidecar.dialects.neutral import Part, Redacted, Reply, Text, Thinking, ToolUse, instead
 from sidecar.dialects.openai import ask_usage, choices, nothing as local, read_view
 from sidecar.dialects.openai_errors import read_error, read_fault, read_stray, write_error, write_stream_error
-from sidecar.dialects.openai_usage import meter, read_usage, write_usage
+from sidecar.dialects.openai_usage import measure, meter, read_usage, write_usage
 from sidecar.errors import UpstreamProtocol
 from sidecar.wire import body
 
@@ -38,6 +38,7 @@ __all__ = [
     "ask_usage",
     "choices",
     "local",
+    "measure",
     "meter",
     "read_error",
     "read_reply",

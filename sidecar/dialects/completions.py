@@ -7,10 +7,20 @@ import msgspec
 from sidecar.dialects import openai
 from sidecar.dialects.openai import ask_usage, nothing as local, read_view
 from sidecar.dialects.openai_errors import read_error, write_error, write_stream_error
-from sidecar.dialects.openai_usage import meter
+from sidecar.dialects.openai_usage import measure, meter
 from sidecar.types import Envelope
 
-__all__ = ["ask_usage", "choices", "local", "meter", "read_error", "read_view", "write_error", "write_stream_error"]
+__all__ = [
+    "ask_usage",
+    "choices",
+    "local",
+    "measure",
+    "meter",
+    "read_error",
+    "read_view",
+    "write_error",
+    "write_stream_error",
+]
 
 _prompts = msgspec.json.Decoder(list[str | list[int]])
 

@@ -5,11 +5,30 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sidecar.dialects.anthropic import ask_usage, choices, meter, read_error, read_view, write_error, write_stream_error
+from sidecar.dialects.anthropic import (
+    ask_usage,
+    choices,
+    measure,
+    meter,
+    read_error,
+    read_view,
+    write_error,
+    write_stream_error,
+)
 from sidecar.types import Envelope
 from sidecar.wire import body
 
-__all__ = ["ask_usage", "choices", "local", "meter", "read_error", "read_view", "write_error", "write_stream_error"]
+__all__ = [
+    "ask_usage",
+    "choices",
+    "local",
+    "measure",
+    "meter",
+    "read_error",
+    "read_view",
+    "write_error",
+    "write_stream_error",
+]
 
 _BASE64: Final = re.compile(rb'"data"\s*:\s*"[A-Za-z0-9+/=]{256,}"')
 _IMAGE_TOKENS: Final = 1100

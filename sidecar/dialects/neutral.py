@@ -293,6 +293,10 @@ class Meter(Protocol):
         """
         ...
 
+    def start(self) -> None:
+        """Take it as started, whatever comes: nobody holds the stream any more, and looking costs time."""
+        ...
+
     @property
     def ended(self) -> bool:
         """The answer has ended as its API says, or as providers of it leave it."""
@@ -342,6 +346,10 @@ class Dialect(Protocol):
         ...
 
     def meter(self, *, stream: bool, hide_usage: bool, choices: int = 1) -> Meter: ...
+
+    def measure(self, data: bytes) -> tuple[Usage | None, Fault | None]:
+        """A whole body, at once: its usage, and the error that it may be instead of an answer. Never raises."""
+        ...
 
     def read_error(self, status: int, data: bytes) -> Fault: ...
 

@@ -40,6 +40,9 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: float | None = None
 
 
+_NO_DETAILS: Final = _PromptDetails()
+
+
 class WireUsage(msgspec.Struct):
     """`usage` as the compatible providers send it; counts are floats at some of them."""
 
@@ -56,7 +59,7 @@ class WireUsage(msgspec.Struct):
 
     def neutral(self) -> Usage:
         prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
-        details = self.prompt_tokens_details or _PromptDetails()
+        details = self.prompt_tokens_details or _NO_DETAILS
         cached = _count(
             details.cached_tokens or self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
         )
@@ -102,6 +105,12 @@ class _Endings(msgspec.Struct):
     choices: list[_Ending] | None = None
 
 
+class _Measured(msgspec.Struct):
+    usage: WireUsage | None = None
+    x_groq: Any = None
+
+
+_measured = msgspec.json.Decoder(_Measured)
 _metered = msgspec.json.Decoder(_Metered)
 _chunk = msgspec.json.Decoder(_Chunk)
 _any = msgspec.json.Decoder()
@@ -138,6 +147,8 @@ def write_usage(usage: Usage) -> dict[str, object]:
 
 def has_content(data: bytes) -> bool:
     """Whether a chunk holds the first of an answer: anything that is said, a call, or the reason why it ends."""
+    if not data.startswith((b"{", b" ", b"\t")):  # as [DONE]: there may be thousands, and each is looked at
+        return False
     try:
         chunk = _any.decode(mended(data))
         choices = chunk.get("choices") if isinstance(chunk, dict) and not chunk.get("error") else None
@@ -180,6 +191,9 @@ class StreamMeter:
         if b'"usage"' in block and _USAGE.search(block) is not None:
             return self._read_usage(block)
         return block
+
+    def start(self) -> None:
+        self.started = True
 
     @property
     def ended(self) -> bool:
@@ -287,6 +301,9 @@ class UnaryMeter:
                 pass  # not what it should be: look for it as in a long one
         return _last_usage(data) or _last_usage(self._head)
 
+    def start(self) -> None:
+        """It has."""
+
     @property
     def started(self) -> bool:
         return self._size > 0
@@ -302,6 +319,20 @@ class UnaryMeter:
     @property
     def fault(self) -> Fault | None:
         return None if self._head else read_fault(b"".join(self._pieces))
+
+
+def measure(data: bytes) -> tuple[Usage | None, Fault | None]:
+    """A whole body, at once: its usage, and the error that it may be instead of an answer."""
+    fault = read_fault(data) if b'"error"' in data else None
+    try:
+        found = _measured.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = None
+    if found is not None and found.usage is not None:
+        return found.usage.neutral(), fault
+    meter = UnaryMeter()  # not what it should be, or not where
+    meter.feed(data)
+    return meter.usage, fault
 
 
 def _last_usage(data: bytes) -> Usage | None:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 import enum
 import select
+from collections.abc import Awaitable
 from typing import Final, Protocol, cast
 
+import msgspec
+
 from sidecar.clock import Alarm
-from sidecar.drive import Round, Signal
+from sidecar.drive import ENOUGH, Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
-from sidecar.types import Deadline, Headers, Outbound
-from sidecar.wire.http1 import END, Limits, ResponseHead, ResponseReader
+from sidecar.types import Deadline, Headers, Outbound, Sink
+from sidecar.wire.framing import END, Limits
+from sidecar.wire.http1 import ResponseHead, ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
 _LIMITS: Final = Limits()
+_RESOLUTION: Final = 0.001  # seconds; of the loop's timers
 
 
 class Phase(enum.Enum):
@@ -43,40 +48,52 @@ class Owner(Protocol):
     def lost(self, connection: Connection) -> None: ...
 
 
-class Answer:
+class Answer(msgspec.Struct, eq=False):
     """A provider's answer whose head has come (types.Inbound). Closing it early closes the connection."""
 
-    __slots__ = ("_connection", "headers", "index", "status")
-
-    def __init__(self, connection: Connection, head: ResponseHead) -> None:
-        self._connection: Connection | None = connection
-        self.status = head.status
-        self.headers: Headers = head.headers
-        self.index = head.index
+    status: int
+    headers: Headers
+    index: dict[bytes, bytes]
+    connection: Connection | None
 
     def whole(self) -> bytes | None:
         """The whole body, if all of it came together with the head."""
-        connection = self._connection
+        connection = self.connection
         return connection.take() if connection is not None and connection.phase is Phase.ENDED else None
 
     async def read(self) -> bytes:
         """All bytes that have come, b"" at the framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
-        connection = self._connection
+        connection = self.connection
         if connection is None:
             return b""
         if connection.size:
             return connection.take()
         return await connection.more()
 
+    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+        """Give what comes to `sink`, in the very call that brings it, until the framed end. Raises as `read` does.
+
+        Where `sink` answers something to wait for, that is answered, and the caller pumps on when it has waited.
+        """
+        return None if self.connection is None else await self.connection.pump(sink)
+
+    def interrupt(self) -> None:
+        """Let whoever pumps go on, although nothing has come."""
+        if self.connection is not None:
+            self.connection.interrupt()
+
     def unread(self, data: bytes) -> None:
         """Put bytes that were read back before those that are still to be read."""
-        if self._connection is not None:
-            self._connection.put_back(data)
+        if self.connection is not None:
+            self.connection.put_back(data)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             connection.finish()
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status} {self.connection!r}>"
 
 
 class Connection(asyncio.Protocol):
@@ -89,6 +106,7 @@ class Connection(asyncio.Protocol):
         "_error",
         "_got",
         "_head",
+        "_idle_at",
         "_loop",
         "_origin",
         "_owner",
@@ -96,13 +114,15 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_reader",
         "_round",
-        "_signal",
+        "_sink",
         "_transport",
         "_unsent",
+        "_wait",
         "born",
         "idle_since",
         "phase",
         "retire_at",
+        "signal",
         "size",
         "uses",
     )
@@ -123,7 +143,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._round = sending or Round(loop)
         self._unsent = b""  # a request, until the end of the loop's round
-        self._signal = Signal(loop)  # for the one exchange that waits for the head, or for bytes
+        self.signal = Signal(loop)  # for the one exchange that waits for the head, or for bytes
         self._paused = False
         self._poll: select.poll | None = None
         self.phase = Phase.IDLE
@@ -134,17 +154,21 @@ class Connection(asyncio.Protocol):
         # What follows lives as long as one exchange.
         self._buffer: list[bytes] = []
         self._deadline: Deadline | None = None
-        self._error: ProviderError | Stale | None = None
+        self._error: Exception | None = None
         self._got = False
         self._head: ResponseHead | None = None
         self.size = 0
 
+        self._sink: Sink | None = None  # who is given what comes, instead of the buffer
+        self._wait: Awaitable[None] | None = None  # what that one waits for
+        self._idle_at = 0.0  # when nothing will have come for too long
+
     # -- the pool's side
 
-    async def exchange(self, outbound: Outbound, deadline: Deadline) -> Answer:
-        """Send a request, wait for the head of its answer. Raises Stale on a reused connection that had been closed.
+    def begin(self, outbound: Outbound, deadline: Deadline) -> None:
+        """Send a request; then wait for `signal`. Raises Stale on a reused connection that has been closed.
 
-        Whatever ends the wait but an answer, the connection is closed: the provider sees at once that nobody listens.
+        Whatever ends the wait but an answer, `abort`: the provider sees at once that nobody listens.
         """
         transport = self._transport
         if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
@@ -152,16 +176,13 @@ class Connection(asyncio.Protocol):
         if self.uses and self._readable():
             self.abort()
             raise Stale
-        try:
-            head = _write_head(outbound)
-        except UpstreamProtocol:
-            self.abort()
-            raise
+        head = _write_head(outbound)
         self.phase = Phase.HEAD
         self.uses += 1
         self._deadline = deadline
         self._got = False
-        self._reader.expect(outbound.method)
+        if outbound.method != b"POST":
+            self._reader.expect(outbound.method)
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
         if len(outbound.body) <= _JOIN_BYTES:
             self._unsent = head + outbound.body
@@ -169,16 +190,31 @@ class Connection(asyncio.Protocol):
         else:
             transport.write(head)
             transport.write(outbound.body)
+
+    def answer(self) -> Answer:
+        """What came of it, once `signal` has been waited for. Raises Stale where it was closed without a byte."""
+        head = self._head
+        if head is None:
+            assert self._error is not None
+            raise self._error
+        return Answer(head.status, head.headers, head.index, self)
+
+    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+        """See `Answer.pump`."""
+        if self.size and (wait := sink(self.take())) is not None:
+            return wait
+        self._sink = sink
         try:
-            await self._signal
-        except BaseException:
-            self.abort()
-            raise
-        if self._head is None:
-            error = self._error
-            assert error is not None
-            raise error
-        return Answer(self, self._head)
+            while self._wait is None:
+                if self._error is not None:
+                    raise self._error
+                if self.phase is not Phase.BODY:
+                    return None
+                await self.signal
+        finally:
+            self._sink = None
+            wait, self._wait = self._wait, None
+        return wait
 
     async def more(self) -> bytes:
         """The next bytes, when none are held."""
@@ -187,8 +223,14 @@ class Connection(asyncio.Protocol):
                 raise self._error
             if self.phase is not Phase.BODY:
                 return b""
-            await self._signal
+            await self.signal
         return self.take()
+
+    def interrupt(self) -> None:
+        """See `Answer.interrupt`."""
+        if self._sink is not None:
+            self._sink, self._wait = None, ENOUGH
+            self.signal.wake()
 
     def take(self) -> bytes:
         """All bytes held."""
@@ -199,7 +241,7 @@ class Connection(asyncio.Protocol):
         if self._paused and self._transport is not None:
             self._paused = False
             if self.phase is Phase.BODY:
-                self._push_on()
+                self._read_on(began=True)
             self._transport.resume_reading()
         return data
 
@@ -216,9 +258,7 @@ class Connection(asyncio.Protocol):
             and transport is not None
             and head is not None
             and head.keep_alive
-            and not self._reader.excess
-            and not self.size
-            and not self._unsent
+            and not (self.size or self._unsent or self._reader.excess)
             and not transport.is_closing()
             and transport.get_write_buffer_size() == 0
         )
@@ -227,7 +267,6 @@ class Connection(asyncio.Protocol):
             return
         self._reader.next()
         self._head = self._error = self._deadline = None
-        self._alarm.clear()
         self.phase = Phase.IDLE
         self.idle_since = self._loop.time()
         self._owner.freed(self)
@@ -252,7 +291,8 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.phase is not Phase.BODY and self.phase is not Phase.HEAD:
+        phase = self.phase
+        if phase is not Phase.BODY and phase is not Phase.HEAD:
             self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
             return
         self._got = True
@@ -263,32 +303,53 @@ class Connection(asyncio.Protocol):
             return
         for event in events:
             if type(event) is bytes:
-                self._buffer.append(event)
-                self.size += len(event)
+                if self._sink is not None:
+                    self._give(self._sink, event)
+                else:
+                    self._buffer.append(event)
+                    self.size += len(event)
             elif event is END:
                 self.phase = Phase.ENDED
-                self._alarm.clear()
+                self._alarm.at = None
             elif isinstance(event, ResponseHead):
                 self._head = event
                 self.phase = Phase.BODY
         if self.phase is Phase.BODY:
-            if self.size > HIGH_WATER:
-                self._pause()
-            else:
-                self._push_on()
-        if self._head is not None:
-            self._signal.wake()
+            self._read_on(began=phase is Phase.HEAD)
+        if self._head is not None and (self._sink is None or self.phase is not Phase.BODY):
+            self.signal.wake()
+
+    def _give(self, sink: Sink, data: bytes) -> None:
+        """To whoever pumps; what it makes of it may fail, which is then the pumping coroutine's to raise."""
+        try:
+            self._wait = sink(data)
+        except Exception as error:  # noqa: BLE001  # raised again, where it belongs
+            self._error = error
+            self.abort()
+        if self._wait is not None or self._error is not None:
+            self._sink = None
+
+    def _read_on(self, *, began: bool) -> None:
+        """Move the deadline for the next bytes on, or hold the provider. The alarm itself is set anew when it rings."""
+        deadline = self._deadline
+        assert deadline is not None
+        if self.size > HIGH_WATER:
+            self._pause()
+            return
+        self._idle_at = self._loop.time() + deadline.idle
+        if began:
+            self._alarm.set(min(deadline.at, self._idle_at))
 
     def eof_received(self) -> bool:
         if self.phase is Phase.BODY:
             try:
                 if self._reader.end():
                     self.phase = Phase.ENDED
-                    self._alarm.clear()
+                    self._alarm.at = None
             except Malformed:
                 pass  # a cut
         if self.phase is Phase.ENDED:
-            self._signal.wake()
+            self.signal.wake()
             return False
         transport = self._transport  # at once: asyncio's own call would wait until what we still write is taken
         self.connection_lost(None)
@@ -327,20 +388,18 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
             self._alarm.set(self._deadline.at)
 
-    def _push_on(self) -> None:
-        deadline = self._deadline
-        assert deadline is not None
-        idle = self._loop.time() + deadline.idle
-        self._alarm.set(min(deadline.at, idle))
-
     def _ring(self) -> None:
         deadline = self._deadline
         if deadline is None:
             return
-        if self._loop.time() + 0.001 >= deadline.at:
+        now = self._loop.time() + _RESOLUTION
+        if now >= deadline.at:
             phase, words = "total", "the whole exchange took too long"
         elif self.phase is Phase.HEAD:
             phase, words = "first_byte", f"no answer within {deadline.first_byte:g} s"
+        elif now < self._idle_at:
+            self._alarm.set(min(deadline.at, self._idle_at))
+            return
         else:
             phase, words = "idle", f"nothing came for {deadline.idle:g} s"
         self._fail(UpstreamTimeout(f"{self._origin}: {words}", phase=phase))
@@ -349,7 +408,7 @@ class Connection(asyncio.Protocol):
         self._error = error
         self.abort()
 
-    def _gone(self, error: ProviderError | Stale | None) -> None:
+    def _gone(self, error: Exception | None) -> None:
         """The move to LOST, once."""
         if self.phase is Phase.LOST:
             return
@@ -360,7 +419,7 @@ class Connection(asyncio.Protocol):
         if self._error is None and not ended:
             self._error = error or UpstreamCut(f"{self._origin}: the connection was closed")
         self._owner.lost(self)
-        self._signal.wake()
+        self.signal.wake()
 
     def __repr__(self) -> str:
         return f"<Connection {self._origin} {self.phase.value}, use {self.uses}>"

@@ -19,7 +19,8 @@ from sidecar.errors import ConnectFailed, Malformed, TlsFailed, UpstreamTimeout
 from sidecar.pool.connection import Connection
 from sidecar.pool.resolve import Address, Resolver
 from sidecar.types import Deadline, Origin, Tls
-from sidecar.wire.http1 import Limits, ResponseHead, ResponseReader
+from sidecar.wire.framing import Limits
+from sidecar.wire.http1 import ResponseHead, ResponseReader
 
 Make = Callable[[], Connection]
 

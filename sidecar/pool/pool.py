@@ -87,14 +87,15 @@ class Bulkhead:
             return
         if connection.retire_at <= connection.idle_since or self._pool.closed:
             connection.shut()
-        elif waiter := self._first():
+        elif self.waiting and (waiter := self._first()):
             self.reuses += 1
             waiter.granted.append(connection)  # stays busy: it only changes hands
             waiter.future.set_result(None)
         else:
             self.busy.discard(connection)
             self.idle[connection] = None
-            self._watch()
+            if self._sweep is None:
+                self._watch()
 
     def lost(self, connection: Connection) -> None:
         """A connection is no more, whatever it was doing."""
@@ -120,10 +121,9 @@ class Bulkhead:
 
     def _watch(self) -> None:
         """Come back when the longest idle will have been so for the keep-alive time."""
-        if self._sweep is None:
-            loop = self._pool.loop
-            due = next(iter(self.idle)).idle_since + self.limits.keepalive_seconds
-            self._sweep = loop.call_later(max(due - loop.time(), 0.0) + _SWEEP_SLACK, self._shrink)
+        loop = self._pool.loop
+        due = next(iter(self.idle)).idle_since + self.limits.keepalive_seconds
+        self._sweep = loop.call_later(max(due - loop.time(), 0.0) + _SWEEP_SLACK, self._shrink)
 
     def _shrink(self) -> None:
         """Close what nobody needed for the keep-alive time; what is left is what demand keeps warm."""
@@ -196,19 +196,27 @@ class Pool:
         if bulkhead is None:
             bulkhead = self._bulkheads[outbound.origin] = Bulkhead(self, outbound.origin, limits)
         bulkhead.limits = limits
-        decision = bulkhead.assign(self.loop.time())
+        loop = self._loop or self.loop
+        decision = bulkhead.assign(loop.time())
         connection = (
             decision if type(decision) is Connection else await self._acquire(bulkhead, deadline, bool(decision))
         )
-        try:
-            return await connection.exchange(outbound, deadline)
-        except Stale:
-            bulkhead.stale += 1
-        connection = await self._acquire(bulkhead, deadline, bulkhead.reserve())
-        try:
-            return await connection.exchange(outbound, deadline)
-        except Stale:  # a waiter may have been handed a reused one after all
-            raise UpstreamCut(f"provider {outbound.origin.name} closed the connection before an answer") from None
+        again = False
+        while True:
+            try:
+                connection.begin(outbound, deadline)
+                await connection.signal
+                return connection.answer()
+            except Stale:
+                if again:  # a waiter may have been handed a reused one after all
+                    words = f"provider {outbound.origin.name} closed the connection before an answer"
+                    raise UpstreamCut(words) from None
+                bulkhead.stale += 1
+                again = True
+            except BaseException:
+                connection.abort()
+                raise
+            connection = await self._acquire(bulkhead, deadline, bulkhead.reserve())
 
     async def _acquire(self, bulkhead: Bulkhead, deadline: Deadline, room: bool) -> Connection:
         """A connection that has to be dialed, or (without room) waited for."""

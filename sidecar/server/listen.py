@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from sidecar.config import Server as Settings
 from sidecar.drive import Drive, Round
-from sidecar.server.connection import Connection, Cycle
+from sidecar.server.connection import Connection
+from sidecar.server.cycle import Cycle
 from sidecar.server.lifespan import Lifespan
 from sidecar.server.sockets import BACKLOG, bind_all, named, unbind
 from sidecar.types import ASGIApp
-from sidecar.wire.http1 import Limits
+from sidecar.wire.framing import Limits
 
 LAST_WORDS_SECONDS: Final = 1.0  # for an app whose task was cancelled at the deadline, to end its answer
 LAST_CALL_SECONDS: Final = 0.25  # for who has connected before the end of listening, to begin to ask

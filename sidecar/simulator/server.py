@@ -20,7 +20,8 @@ from sidecar.simulator.checks import Refusal
 from sidecar.simulator.faults import FAULTS, Do, Playing, Step, plain
 from sidecar.simulator.provider import Seen, answer_to, refused, shown
 from sidecar.simulator.settings import Asked, Settings, asked_by, check_fault, latency_seconds
-from sidecar.wire.http1 import END, Limits, RequestHead, RequestReader
+from sidecar.wire.framing import END, Limits
+from sidecar.wire.http1 import RequestHead, RequestReader
 
 _FAULTS: Final = frozenset(FAULTS)
 NAMES: Final = _FAULTS | {"refuse"}  # refuse is of connections: it is done when they come

@@ -1,42 +1,20 @@
 """HTTP/1.1 heads and bodies without IO, for the server, the pool and the simulator (RFC 9112).
 
 A reader takes bytes and answers a list of events: one head, any pieces of body, `END`. llhttp (httptools) parses heads,
-strictly; bodies are framed here, because only then is it known exactly which byte ended a message, and so whether a
-connection may be used again. A message whose framing is not plain raises `Malformed`. Work is linear in the bytes fed.
+strictly, but for answers' whose every byte is plain: those a pattern takes that is narrower still. Bodies are framed in
+framing.py. A message that is not plain raises `Malformed`. Work is linear in the bytes fed.
 """
 
 from __future__ import annotations
 
-import enum
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import httptools
 import msgspec
 
 from sidecar.errors import Malformed
-
-Headers = list[tuple[bytes, bytes]]  # names in lower case, in the order received
-
-
-class End(enum.Enum):
-    """The type of `END`, the event after the last byte of a message."""
-
-    END = "end"
-
-
-END: Final = End.END
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer may send before it is refused. Bytes and counts per message."""
-
-    request_line_bytes: int = 8192
-    header_bytes: int = 65536
-    headers: int = 100
-    interim: int = 8  # 1xx answers before the final one
-    extension_bytes: int = 16384  # chunk extensions, all together
-    trailer_bytes: int = 16384
+from sidecar.wire.framing import DONE, END, HEAD, UNTIL_CLOSE, Bodies, End, Headers, Limits, count, framing
 
 
 class RequestHead(msgspec.Struct):
@@ -50,6 +28,9 @@ class RequestHead(msgspec.Struct):
     expect_continue: bool
     upgrade: bool  # an Upgrade offer, which is to be ignored unless the app takes a WebSocket
     index: dict[bytes, bytes]  # the headers by name; of a repeated one the last
+    path: bytes = b""
+    query: bytes = b""  # without the question mark
+    plain: bool = True  # it speaks HTTP/1.1 and did not ask for the head alone: its answer needs no decisions
     raw: bytes = b""  # as it came, where it came in one piece
     notes: dict[str, Any] = {}  # what the app makes of it: the same for every request with the same head
 
@@ -64,27 +45,27 @@ class ResponseHead(msgspec.Struct):
 
 Event = RequestHead | ResponseHead | bytes | End
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)")
-_OPEN_CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")  # the start of one
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+;=%]*(?::[0-9]*)?|\[[0-9A-Fa-f:.%A-Za-z]+\](?::[0-9]*)?")
 _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~\x80-\xff]+ HTTP/1\.[01]\r\n")  # llhttp is lenient with spaces, and knows RTSP
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)([/?].*)?", re.DOTALL)
+# The head of an answer in which nothing needs a decision; whatever else there may be is llhttp's to judge.
+_PLAIN_ANSWER = re.compile(
+    rb"HTTP/1\.1 ([2-5][0-9][0-9]) [\t\x20-\x7e\x80-\xff]*+\r\n()"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*+\r\n)++\r\n"
+)
+_FIELD = re.compile(rb"([^:\r]++): ([^\r]++)\r\n")  # where the whole is known to be plain
+_BODILESS: Final = (204, 304)
+_LENGTH_DIGITS: Final = 18  # as many as llhttp's counter is sure to hold
 _METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_HEAD, _FIXED, _CHUNK_SIZE, _CHUNK_DATA, _CHUNK_END, _TRAILERS, _UNTIL_CLOSE, _DONE = range(8)
 
 
-class _Reader:
-    """What both directions share: finding the end of the head, and the framing of bodies."""
+class _Reader(Bodies):
+    """What both directions share: finding the end of the head, and having llhttp parse it."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._state = _HEAD
-        self._held = b""  # bytes not consumed yet: an unfinished line, or what follows a finished message
+        super().__init__(limits)
         self._tail = b""  # the last three bytes of an unfinished head
         self._head_bytes = 0
-        self._left = 0  # bytes to come of a fixed body or chunk
-        self._extra = 0  # bytes of chunk extensions, then of trailers
         self._started = False  # a byte of the current message has arrived
         self._blank = False  # an empty line has been skipped
         self._line = b""  # the head so far, until its first line is whole
@@ -122,24 +103,24 @@ class _Reader:
     @property
     def done(self) -> bool:
         """The current message has ended; `next()` begins another."""
-        return self._state == _DONE
+        return self._state == DONE
 
     @property
     def excess(self) -> int:
         """How many bytes have arrived behind the end of the current message."""
-        return len(self._held) if self._state == _DONE else 0
+        return len(self._held) if self._state == DONE else 0
 
     def feed(self, data: bytes) -> list[Event]:
         """Take what the peer sent; answer what it means. Raises Malformed."""
+        common = self._feed_common(data)
+        if common is not None:
+            return common
         state = self._state
-        if state == _FIXED and len(data) < self._left:  # the common case of a long body
-            self._left -= len(data)
-            return [data]
         if self._held:
             data, self._held = self._held + data, b""
-        if state == _HEAD:
+        if state == HEAD:
             return self._feed_head(data)
-        if state == _DONE:
+        if state == DONE:
             self._held = data
             return []
         events: list[Event] = []
@@ -148,29 +129,31 @@ class _Reader:
 
     def next(self) -> list[Event]:
         """Begin the next message on this connection, with the bytes that came early, if any."""
-        self._state = _HEAD
-        self._tail = b""
-        self._head_bytes = self._extra = 0
-        self._started = self._padded = self._blank = False
-        self._line = b""
-        self.headers = []
-        self.target = b""
-        self._complete = False
-        self._parser = None
+        self._state = HEAD
+        self._started = False
+        if self._parser is not None:
+            self._tail = b""
+            self._head_bytes = 0
+            self._padded = self._blank = False
+            self._line = b""
+            self.headers = []
+            self.target = b""
+            self._complete = False
+            self._parser = None
         data, self._held = self._held, b""
-        return self._feed_head(data) if data else []
+        return self.feed(data) if data else []
 
     def pass_over(self) -> None:
         """The current message has been read by somebody else: what comes from now on belongs to the next."""
         self._started = True
-        self._state = _DONE
+        self._state = DONE
 
     def end(self) -> list[Event]:
         """The peer ended its side. Answers END where that ends the message; raises Malformed where it cuts one."""
-        if self._state == _UNTIL_CLOSE:
-            self._state = _DONE
+        if self._state == UNTIL_CLOSE:
+            self._state = DONE
             return [END]
-        if self._state == _DONE or (self._state == _HEAD and not self._started):
+        if self._state == DONE or (self._state == HEAD and not self._started):
             return []
         raise Malformed("the connection ended inside a message")
 
@@ -257,171 +240,6 @@ class _Reader:
         except httptools.HttpParserError as error:
             raise Malformed(f"not HTTP/1.1: {str(error).lower()}", _status_of(self._parser)) from None
 
-    # -- bodies
-
-    def _begin_body(self, events: list[Event], *, chunked: bool, length: int | None, until_close: bool = False) -> None:
-        held = self._held
-        if length:
-            if len(held) == length:  # all of it came with the head, and nothing more
-                self._held = b""
-                self._state = _DONE
-                events += (held, END)
-                return
-            self._state, self._left = _FIXED, length
-        elif chunked:
-            self._state = _CHUNK_SIZE
-        elif until_close:
-            self._state = _UNTIL_CLOSE
-        else:
-            self._state = _DONE
-            events.append(END)
-            return
-        if held:
-            self._held = b""
-            self._feed_body(held, 0, events)
-
-    def _feed_body(self, data: bytes, at: int, events: list[Event]) -> None:
-        """Consume `data` from `at`; what cannot be consumed yet is held."""
-        size = len(data)
-        while at < size:
-            state = self._state
-            if state == _CHUNK_SIZE:
-                found = self._chunk_size(data, at)
-            elif state in (_CHUNK_DATA, _FIXED):
-                found = self._piece(data, at, events)
-            elif state == _CHUNK_END:
-                found = self._chunk_end(data, at)
-            elif state == _TRAILERS:
-                found = self._trailers(data, at)
-                if found >= 0:
-                    events.append(END)
-            elif state == _UNTIL_CLOSE:
-                events.append(data[at:] if at else data)
-                return
-            else:  # _DONE: what follows belongs to the next message
-                self._held = data[at:]
-                return
-            if found < 0:
-                return
-            at = found
-
-    def _piece(self, data: bytes, at: int, events: list[Event]) -> int:
-        """Bytes of a body of known length, or of a chunk. Answers where they end, or -1 when there are more to come."""
-        size, stop = len(data), at + self._left
-        if stop > size:
-            self._left -= size - at
-            events.append(data[at:] if at else data)
-            return -1
-        events.append(data[at:stop] if at or stop < size else data)
-        self._left = 0
-        if self._state == _CHUNK_DATA:
-            self._state = _CHUNK_END
-        else:
-            self._state = _DONE
-            events.append(END)
-        return stop
-
-    def _chunk_end(self, data: bytes, at: int) -> int:
-        """The line end behind a chunk. Answers where it ends, or -1 when it is not all there (and holds it)."""
-        if data.startswith(b"\r\n", at):
-            self._state = _CHUNK_SIZE
-            return at + 2
-        if len(data) - at >= 2 or data[at] != 13:
-            raise Malformed("a chunk is longer than it says")
-        self._held = data[at:]
-        return -1
-
-    def _chunk_size(self, data: bytes, at: int) -> int:
-        """Read one chunk-size line at `at`. Answers where it ends, or -1 when it is not all there (and holds it)."""
-        stop = data.find(b"\r\n", at)
-        if stop < 0:
-            line = data[at:]
-            if len(line) > self.limits.extension_bytes or not _OPEN_CHUNK_LINE.fullmatch(line.removesuffix(b"\r")):
-                raise Malformed("a chunk size is not plain")
-            self._held = line
-            return -1
-        match = _CHUNK_LINE.fullmatch(data, at, stop)
-        if match is None:
-            raise Malformed("a chunk size is not plain")
-        extension = match.end(2) - match.start(2)
-        if extension:
-            self._extra += extension
-            if self._extra > self.limits.extension_bytes:
-                raise Malformed("too many bytes of chunk extensions")
-        self._left = int(match[1], 16)
-        if self._left:
-            self._state = _CHUNK_DATA
-        else:
-            self._state, self._extra = _TRAILERS, 0
-        return stop + 2
-
-    def _trailers(self, data: bytes, at: int) -> int:
-        """Skip trailers (they never become headers, RFC 9110 6.5.1). Answers where the message ends, or -1."""
-        while True:
-            stop = data.find(b"\r\n", at)
-            if stop == at:
-                self._state = _DONE
-                return at + 2
-            if stop < 0:
-                self._held = data[at:]
-                if self._extra + len(self._held) > self.limits.trailer_bytes:
-                    raise Malformed("too many bytes of trailers", 431)
-                if b"\n" in self._held or b"\r" in self._held[:-1]:
-                    raise Malformed("a trailer is not plain")
-                return -1
-            self._extra += stop + 2 - at
-            if self._extra > self.limits.trailer_bytes:
-                raise Malformed("too many bytes of trailers", 431)
-            if _TRAILER.fullmatch(data, at, stop) is None:
-                raise Malformed("a trailer is not plain")
-            at = stop + 2
-
-
-def _is_padded(head: bytes) -> bool:
-    """May a line of it end in white space?"""
-    return b" \r\n" in head or b"\t\r\n" in head
-
-
-class _Framing(NamedTuple):
-    chunked: bool
-    length: int | None
-    close: bool
-
-
-def _framing(headers: Headers, index: dict[bytes, bytes], version: str) -> _Framing:
-    """What the head says of the body and the connection (RFC 9112 sections 6 and 9). Raises Malformed if not plain."""
-    if b"transfer-encoding" not in index and b"connection" not in index:
-        declared = index.get(b"content-length")
-        return _Framing(False, None if declared is None else int(declared), version == "1.0")
-    length: int | None = None
-    if (declared := index.get(b"content-length")) is not None:
-        length = int(declared)  # llhttp has checked: digits, once
-    chunked = False
-    if (coding := index.get(b"transfer-encoding")) is not None:
-        if coding.lower() != b"chunked":
-            raise Malformed("a transfer coding other than chunked", 501)
-        if version == "1.0" or length is not None or _count(headers, b"transfer-encoding") > 1:
-            raise Malformed("the framing of the body is not plain")
-        chunked = True
-    close = version == "1.0"
-    if b"connection" in index:
-        tokens = connection_tokens(headers)
-        if b"close" in tokens:
-            close = True
-        elif b"keep-alive" in tokens and version == "1.0":
-            close = False
-    return _Framing(chunked, length, close)
-
-
-def connection_tokens(headers: Headers) -> list[bytes]:
-    """What the Connection headers name, in lower case."""
-    lines = [value for name, value in headers if name == b"connection"]
-    return [token.strip(b" \t") for token in b",".join(lines).lower().split(b",")]
-
-
-def _count(headers: Headers, name: bytes) -> int:
-    return sum(1 for key, _ in headers if key == name)
-
 
 def _status_of(parser: httptools.HttpRequestParser | httptools.HttpResponseParser) -> int:
     """505 for a version that is not ours, 400 for anything else that llhttp refuses."""
@@ -456,14 +274,14 @@ class RequestReader(_Reader):
             raise Malformed(f"a request line of more than {self.limits.request_line_bytes} bytes", 414)
         headers = self.headers
         index = dict(headers)
-        framing = _framing(headers, index, version)
+        framed = framing(headers, index, version)
         host = index.get(b"host")
         if host is None:
             if version == "1.1":
                 raise Malformed("a request needs exactly one Host header")
         elif not _HOST.fullmatch(host):
             raise Malformed("the Host header is not a host")
-        elif len(index) != len(headers) and _count(headers, b"host") > 1:
+        elif len(index) != len(headers) and count(headers, b"host") > 1:
             raise Malformed("a request needs exactly one Host header")
         expect = index.get(b"expect")
         if expect is not None and any(
@@ -473,23 +291,27 @@ class RequestReader(_Reader):
         if not self.target.startswith(b"/") or b"#" in self.target or b"%00" in self.target:
             self._check_target(method)
             headers, index = self.headers, dict(self.headers)
+        path, _, query = self.target.partition(b"?")
         events: list[Event] = [
             RequestHead(
                 method,
                 self.target,
                 headers,
                 version,
-                not framing.close,
-                framing.chunked or bool(framing.length),
-                framing.length,
+                not framed.close,
+                framed.chunked or bool(framed.length),
+                framed.length,
                 expect is not None and version == "1.1",
                 b"upgrade" in index,
                 index,
+                path,
+                query,
+                version == "1.1" and method != "HEAD",
                 self._raw,
                 {},
             )
         ]
-        self._begin_body(events, chunked=framing.chunked, length=framing.length)
+        self._begin_body(events, chunked=framed.chunked, length=framed.length)
         return events
 
     def _check_target(self, method: str) -> None:
@@ -522,9 +344,55 @@ class ResponseReader(_Reader):
         self._interim = 0
 
     def expect(self, method: bytes) -> None:
-        """The method of the request whose answer comes next: an answer to HEAD has no body."""
+        """The method of the request whose answer comes next, if it is no POST: an answer to HEAD has no body."""
         self._bodiless = method == b"HEAD"
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take what the provider sent; answer what it means. Raises Malformed."""
+        if self._state == HEAD and not self._started and not self._held:
+            events = self._feed_plain(data)
+            if events is not None:
+                return events
+        return super().feed(data)
+
+    def _feed_plain(self, data: bytes) -> list[Event] | None:
+        """The head of an answer when all of it is here and plain, and what follows it; None where llhttp is to see it.
+
+        Nothing is taken here that it would refuse, and what it would take is taken for the same.
+        """
+        match = _PLAIN_ANSWER.match(data)
+        if match is None or self._bodiless:
+            return None
+        start, end = match.start(2), match.end()
+        headers = [(name.lower(), value) for name, value in _FIELD.findall(data, start, end)]
+        index = dict(headers)
+        status = int(match[1])
+        declared = index.get(b"content-length")
+        if (
+            end > self.limits.header_bytes
+            or len(headers) > self.limits.headers
+            or data.find(b" \r\n", start, end) >= 0
+            or data.find(b"\t\r\n", start, end) >= 0
+            or b"upgrade" in index
+            or status in _BODILESS
+            or (declared is not None and (not declared.isdigit() or len(declared) > _LENGTH_DIGITS))
+            or (len(index) != len(headers) and (count(headers, b"content-length") > 1))
+        ):
+            return None
+        chunked, length, close = False, None if declared is None else int(declared), False
+        if b"transfer-encoding" in index or b"connection" in index:
+            chunked, length, close = framing(headers, index, "1.1")
+        self._started = True
         self._interim = 0
+        until_close = length is None and not chunked
+        events: list[Event] = [ResponseHead(status, headers, not close and not until_close, length, index)]
+        if length is not None and len(data) == end + length and length:  # all of it came with the head
+            self._state = DONE
+            events += (data[end:], END)
+            return events
+        self._held = data[end:]
+        self._begin_body(events, chunked=chunked, length=length, until_close=until_close)
+        return events
 
     def _new_parser(self) -> httptools.HttpResponseParser:
         return httptools.HttpResponseParser(self)
@@ -540,25 +408,23 @@ class ResponseReader(_Reader):
                 raise Malformed("an unasked switch of protocols" if status == 101 else "too many interim answers")
             return self.next()
         index = dict(self.headers)
-        framing = _framing(self.headers, index, version)
-        bodiless = self._bodiless or status in (204, 304)
-        until_close = not bodiless and not framing.chunked and framing.length is None
+        framed = framing(self.headers, index, version)
+        bodiless = self._bodiless or status in _BODILESS
+        self._bodiless, self._interim = False, 0
+        until_close = not bodiless and not framed.chunked and framed.length is None
         events: list[Event] = [
-            ResponseHead(status, self.headers, not framing.close and not until_close, framing.length, index)
+            ResponseHead(status, self.headers, not framed.close and not until_close, framed.length, index)
         ]
         if bodiless:
             self._begin_body(events, chunked=False, length=0)
         else:
-            self._begin_body(events, chunked=framing.chunked, length=framing.length, until_close=until_close)
+            self._begin_body(events, chunked=framed.chunked, length=framed.length, until_close=until_close)
         return events
 
 
-def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body (RFC 9112 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
+def _is_padded(head: bytes) -> bool:
+    """May a line of it end in white space?"""
+    return b" \r\n" in head or b"\t\r\n" in head
 
 
 def head_lines(headers: Headers) -> bytes:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sidecar import Sidecar
-from sidecar.config import Caller, Config, Key, Provider, Server as ServerSettings
+from sidecar.config import Breaker, Caller, Config, Key, Provider, Retry, Server as ServerSettings
 from sidecar.providers import ROWS, Provider as Row
 from sidecar.secret import Secret
 from sidecar.server import Server
@@ -40,12 +40,18 @@ def flavour(row: Row) -> str:
 def config(name: str, port: int, *, keyed: bool = True, **options: Any) -> Config:
     """One provider, whose table has the name (or other name) of its row, and one caller."""
     table = Provider(
+        breaker=Breaker(consecutive_failures=1000),
         base_url=f"http://127.0.0.1:{port}{base_path(ROWS[name])}",
         api_key=Key(source="inline", secret=Secret(PROVIDER_KEY)) if keyed else None,
         **options,
     )
     caller = Caller(key=Key(source="sha256:", digest=hashlib.sha256(CALLER_KEY.encode()).digest()))
-    return Config(server=ServerSettings(listen=("127.0.0.1:0",)), providers={name: table}, callers={"someone": caller})
+    return Config(
+        server=ServerSettings(listen=("127.0.0.1:0",)),
+        providers={name: table},
+        callers={"someone": caller},
+        retry=Retry(attempts=0),  # what a provider says is what is told here: once, and every time
+    )
 
 
 @asynccontextmanager

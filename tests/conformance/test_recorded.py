@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from sidecar.config import Config, Key, Provider, Server as ServerSettings
+from sidecar.config import Config, Key, Provider, Retry, Server as ServerSettings
 from sidecar.providers import ROWS
 from sidecar.secret import Secret
 from sidecar.simulator import Settings as SimulatorSettings, Simulator
@@ -128,7 +128,9 @@ async def playing(name: str, base: str, end: str) -> AsyncIterator[tuple[Client,
             base_url=f"http://127.0.0.1:{provider.port}{base}" + (f"?{query}" if query else ""),
             api_key=Key(source="inline", secret=Secret(KEY)),
         )
-        settings = Config(server=ServerSettings(listen=("127.0.0.1:0",)), providers={"recorded": table})
+        settings = Config(
+            server=ServerSettings(listen=("127.0.0.1:0",)), providers={"recorded": table}, retry=Retry(attempts=0)
+        )
         async with serving(settings) as (client, _):
             yield client, provider
 
@@ -267,7 +269,9 @@ async def test_recorded_requests_are_taken_in_the_other_language() -> None:
         ):
             url = f"http://127.0.0.1:{simulator.port}" + ("/v1" if name == "openai" else "")
             table = Provider(base_url=url, api_key=Key(source="inline", secret=Secret(KEY)))
-            settings = Config(server=ServerSettings(listen=("127.0.0.1:0",)), providers={name: table})
+            settings = Config(
+                server=ServerSettings(listen=("127.0.0.1:0",)), providers={name: table}, retry=Retry(attempts=0)
+            )
             async with serving(settings) as (client, _):
                 for row in (row for file in FILES for row in rows(file) if row.request_body_encoding == "json"):
                     assert row.place is not None

@@ -268,6 +268,10 @@ async def test_chat_tools_at_messages(name: str) -> None:
 @pytest.mark.parametrize("name", SPEAKERS)
 async def test_chat_errors_at_messages(name: str) -> None:
     async with ground(name) as found:
+        reply = await found.ask(CHAT, {**HELLO, "stream": True}, ("x-sim-fault", "error_in_stream:4"))
+        assert values(reply.body)[-1]["error"]["message"] == "the simulated model broke"
+        assert b"[DONE]" not in reply.body
+        await found.direct()
         for status in STATUSES:
             reply = await found.ask(CHAT, HELLO, ("x-sim-fault", f"{status}"))
             direct = await found.direct()
@@ -276,6 +280,3 @@ async def test_chat_errors_at_messages(name: str) -> None:
             assert set(error) == {"message", "type", "param", "code"}
             assert error["message"] == f"simulated {status}"
             assert reply.header("retry-after") == direct.header("retry-after")
-        reply = await found.ask(CHAT, {**HELLO, "stream": True}, ("x-sim-fault", "error_in_stream:4"))
-        assert values(reply.body)[-1]["error"]["message"] == "the simulated model broke"
-        assert b"[DONE]" not in reply.body

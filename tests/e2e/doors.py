@@ -28,7 +28,7 @@ from starlette.routing import Mount, Route
 
 from sidecar import Config, Sidecar, SidecarMiddleware, SidecarTransport
 from sidecar.clock import now
-from sidecar.config import Caller, Key, Model, Provider, Server as Settings
+from sidecar.config import Caller, Key, Model, Provider, Retry, Server as Settings
 from sidecar.secret import Secret
 from sidecar.server import Server
 from sidecar.simulator import Seen, Simulator
@@ -46,6 +46,7 @@ def config_for(simulator: Simulator, **lab: Any) -> Config:
     """`lab`: options of the provider of that name."""
     return Config(
         server=Settings(listen=("127.0.0.1:0",)),
+        retry=Retry(attempts=0),
         providers={
             "lab": Provider(
                 kind="openai-compatible",

@@ -58,7 +58,7 @@ async def _reload(count: int) -> None:
             assert more, "and so was the second"
             print(f"{count} reloads, {load.whole} streams whole")
         gc.collect()
-        assert [each for each in gc.get_objects() if type(each) is Spine] == [app._spine]
+        assert [id(each) for each in gc.get_objects() if type(each) is Spine] == [id(app._spine)]
         assert repr(app._limits) == "<Limits 0 running, 0 waiting>"
 
 

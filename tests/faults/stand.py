@@ -16,13 +16,15 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.app import Sidecar
-from sidecar.config import Config, Key, Limits, Model, Provider, Server as Settings, Timeouts
+from sidecar.config import Breaker, Config, Key, Limits, Model, Provider, Retry, Server as Settings, Timeouts
 from sidecar.secret import Secret
 from sidecar.server import Server
 from tests.faults.ground import nothing_left
 from tests.faults.peer import RawClient, RawServer, Script
 from tests.faults.transcripts import Way
 
+ONE_TRY: Final = Retry(attempts=0)
+NEVER: Final = Breaker(consecutive_failures=100_000)  # is any target left alone
 KEY: Final = "sk-canary-of-the-provider"
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -102,7 +104,12 @@ def provider(peer: RawServer | int, kind: str = "openai-compatible", **options: 
     """A provider's table for a peer."""
     port = peer if isinstance(peer, int) else peer.port
     path = "" if kind == "anthropic" else "/v1"
-    options = {"base_url": f"http://127.0.0.1:{port}{path}", "limits": Limits(concurrency=500), **options}
+    options = {
+        "base_url": f"http://127.0.0.1:{port}{path}",
+        "limits": Limits(concurrency=500),
+        "breaker": NEVER,
+        **options,
+    }
     return Provider(kind=kind, api_key=Key(source="inline", secret=Secret(KEY)), **options)
 
 
@@ -120,7 +127,8 @@ async def standing(
 ) -> AsyncIterator[Stand]:
     """The sidecar before a peer, which is the provider "lab" (speaks chat) and the provider "claude" (messages).
 
-    `options`: of both providers' tables; `settings`: of [server]; `peer`: of the peer; `more`: further providers.
+    Nothing is asked twice of one target, unless `retry` says so. `options`: of both providers' tables; `settings`: of
+    [server]; `peer`: of the peer; `more`: further providers.
     """
     async with nothing_left():
         async with RawServer(script, **(peer or {})) as raw:
@@ -130,7 +138,7 @@ async def standing(
                 server=Settings(listen=("127.0.0.1:0",), drain_seconds=0.5, **(settings or {})),
                 providers={**both, **(more(raw) if more else {})},
                 models={name: Model(targets=targets) for name, targets in (models or {}).items()},
-                **config,
+                **{"retry": ONE_TRY, **config},
             )
             app = Sidecar(full, guard=True)
             app._ledger.open = True  # as with a log that is written

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +16,13 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from sidecar.app import Sidecar
-from sidecar.config import Config, Key, Provider
+from sidecar.config import Config, Key, Provider, Retry
 from sidecar.errors import UpstreamCut
 from sidecar.pool import Pool
 from sidecar.secret import Secret
-from sidecar.types import Headers, Outbound
+from sidecar.types import Headers, Outbound, Sink
 from tests.asgi import Answer, ask
+from tests.faults.stand import NEVER
 from tests.faults.transcripts import CHAT, CHAT_EVENTS, EVENTS, JSON, MESSAGES, MESSAGES_EVENTS
 from tests.wire.test_body import NUMBERS, SPACES, TEXTS, VALUES
 from tests.wire.test_sse import STREAMS
@@ -66,6 +67,14 @@ class Inbound:
             raise UpstreamCut("provider lab closed the connection inside the answer")
         return b""
 
+    def interrupt(self) -> None: ...
+
+    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+        while data := await self.read():
+            if (wait := sink(data)) is not None:
+                return wait
+        return None
+
     def close(self) -> None:
         self._pieces = []
 
@@ -79,9 +88,10 @@ class Loop:
         self.app = Sidecar(
             Config(
                 providers={
-                    "lab": Provider(kind="openai-compatible", base_url=url, api_key=key),
-                    "claude": Provider(kind="anthropic", base_url=url, api_key=key),
-                }
+                    "lab": Provider(kind="openai-compatible", base_url=url, api_key=key, breaker=NEVER),
+                    "claude": Provider(kind="anthropic", base_url=url, api_key=key, breaker=NEVER),
+                },
+                retry=Retry(attempts=0),
             )
         )
         self.sent: list[Outbound] = []

@@ -14,7 +14,7 @@ import trustme
 
 from sidecar.errors import ProviderError
 from sidecar.pool import Pool
-from sidecar.pool.connection import Answer
+from sidecar.pool.connection import Answer, Connection
 from sidecar.types import Auth, Deadline, Headers, Origin, Outbound, PoolLimits
 from sidecar.wire.http1 import head_lines
 from tests.faults.ground import nothing_left
@@ -64,6 +64,17 @@ async def whole(answer: Answer) -> bytes:
         return b"".join(pieces)
     finally:
         answer.close()
+
+
+async def exchanged(connection: Connection) -> Answer:
+    """What the pool does with a connection that it has assigned."""
+    try:
+        connection.begin(ask(origin(1)), within())
+        await connection.signal
+        return connection.answer()
+    except BaseException:
+        connection.abort()
+        raise
 
 
 async def call(pool: Pool, peer: RawServer, *, limits: PoolLimits = LIMITS) -> bytes:

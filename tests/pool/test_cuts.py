@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import ProviderError, UpstreamCut
 from sidecar.pool.connection import Connection, Phase
-from tests.pool.asks import ask, origin, whole, within
+from tests.pool.asks import exchanged, whole
 
 EVENTS = b'data: {"choices":[{"delta":{"content":"h\xc3\xa9"}}]}\n\ndata: [DONE]\n\n'
 CHUNKED = (
@@ -75,7 +75,7 @@ async def answered(connection: Connection, pieces: list[bytes]) -> tuple[int, by
     loop = asyncio.get_running_loop()
 
     async def exchange() -> tuple[int, bytes]:
-        answer = await connection.exchange(ask(origin(1)), within())
+        answer = await exchanged(connection)
         return answer.status, await whole(answer)
 
     task = loop.create_task(exchange())
@@ -115,7 +115,7 @@ async def _ended(connection: Connection, part: bytes) -> None:
     loop = asyncio.get_running_loop()
     loop.call_soon(connection.data_received, part) if part else None
     loop.call_soon(connection.eof_received)
-    answer = await connection.exchange(ask(origin(1)), within())
+    answer = await exchanged(connection)
     await whole(answer)
 
 
@@ -143,7 +143,7 @@ def test_any_cuts_of_anything_end_in_an_answer_or_an_error_of_the_tree(cuts: lis
                 loop.call_soon(connection.data_received, piece)
         loop.call_soon(connection.eof_received)
         try:
-            answer = await connection.exchange(ask(origin(1)), within())
+            answer = await exchanged(connection)
             body = await whole(answer)
         except ProviderError:
             body = None

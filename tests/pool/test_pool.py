@@ -180,7 +180,7 @@ async def test_a_connection_granted_to_one_who_leaves_goes_to_the_next() -> None
 async def test_a_granted_connection_that_is_lost_meanwhile_is_replaced() -> None:
     async with pooled(ANSWERS) as (pool, peer):
         held = await pool.send(ask(peer), within(), bound(1))
-        connection = cast("Connection", held._connection)
+        connection = cast("Connection", held.connection)
         waits = asyncio.get_running_loop().create_task(_whole(pool, ask(peer), bound(1)))
         await settled(lambda: numbers(pool)[3] == 1)
         await whole(held)
@@ -192,7 +192,7 @@ async def test_a_granted_connection_that_is_lost_meanwhile_is_replaced() -> None
 async def test_a_granted_connection_lost_while_its_waiter_leaves_is_not_kept() -> None:
     async with pooled(ANSWERS) as (pool, peer):
         held = await pool.send(ask(peer), within(), bound(1))
-        connection = cast("Connection", held._connection)
+        connection = cast("Connection", held.connection)
         leaves = asyncio.get_running_loop().create_task(_whole(pool, ask(peer), bound(1)))
         await settled(lambda: numbers(pool)[3] == 1)
         await whole(held)
@@ -307,7 +307,7 @@ async def test_a_connection_past_its_age_is_closed_at_the_end_of_its_exchange() 
 async def test_ages_differ_by_at_most_a_tenth() -> None:
     async with pooled(ANSWERS) as (pool, peer):
         held = [await pool.send(ask(peer), within(), PoolLimits(max_age_seconds=100)) for _ in range(20)]
-        connections = [cast("Connection", answer._connection) for answer in held]
+        connections = [cast("Connection", answer.connection) for answer in held]
         ages = [connection.retire_at - connection.born for connection in connections]
         assert all(90 <= age <= 110.1 for age in ages)
         assert max(ages) - min(ages) > 1

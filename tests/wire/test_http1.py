@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import Malformed
-from sidecar.wire.http1 import (
-    END,
-    LAST_CHUNK,
-    Headers,
-    Limits,
-    RequestHead,
-    RequestReader,
-    ResponseHead,
-    ResponseReader,
-    chunk,
-    head_lines,
-)
+from sidecar.wire.framing import END, LAST_CHUNK, Headers, Limits, chunk
+from sidecar.wire.http1 import RequestHead, RequestReader, ResponseHead, ResponseReader, head_lines
 from tests.server.corpus import CORPUS, FOLLOWER
 
 LIMITS = Limits()

@@ -1,0 +1,245 @@
+"""The spine: what every request goes through, in order. Read this first.
+
+Each step takes what the one before gave (types.py has the structs), and stands where it stands for the reason given
+beside it. Permits and the provider's answer are held until the last byte has gone. Another target is tried only while
+nothing has been sent to the client. Errors become answers in one place, `_respond`, in the dialect that was called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import traceback
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from sidecar import answer, request, routing
+from sidecar.clock import now
+from sidecar.dialects import DIALECTS
+from sidecar.errors import (
+    ClientGone,
+    Draining,
+    ErrorInAnswer,
+    InternalError,
+    ModelForbidden,
+    ProviderError,
+    SidecarError,
+    Unsupported,
+    UpstreamCut,
+    UpstreamTimeout,
+)
+from sidecar.exchange import coalesce
+from sidecar.exchange.attempt import admit
+from sidecar.exchange.continuation import go_on
+from sidecar.exchange.deliver import deliver, explained, send
+from sidecar.exchange.heartbeat import Heartbeat
+from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Spine
+from sidecar.exchange.tries import obtain
+from sidecar.limits import Counter
+from sidecar.request import Asking
+from sidecar.routing import Plan
+from sidecar.types import (
+    Caller,
+    Client,
+    Endpoint,
+    Outcome,
+    Record,
+)
+from sidecar.wire import body
+
+STEPS: Final = (
+    "accept",  # any ASGI server's; app.py has found the row of the endpoint table
+    "identify",  # before a byte of the body is read: strangers cost nothing
+    "read",  # whole, within its bound: an attempt may have to be repeated
+    "decode",  # the envelope only: what policy checks is what is forwarded
+    "route",  # a name becomes a plan; an unknown one costs no limit
+    "admit caller",  # the caller's own limits, before anything is spent on its behalf
+    "admit provider",  # each attempt's: a full provider sends the request on to the next
+    "translate",  # into the target's words, or the envelope rebuilt when it speaks the client's
+    "send",  # through the one pool
+    "hold",  # until the first content: whatever fails before that, another try may mend
+    "relay",  # to the client, until the last byte
+    "account",  # whatever happened
+    "respond",  # an error, in the client's dialect
+)
+
+_serial = itertools.count(int.from_bytes(os.urandom(6), "big"))
+
+
+def request_id() -> str:
+    """An id for one exchange: unlike any other process's, and short."""
+    return f"req_{next(_serial):016x}"
+
+
+async def run(spine: Spine, endpoint: Endpoint, client: Client) -> None:
+    """Serve one request. Never raises for anything a peer does; cancelled when its client goes, or the server stops."""
+    began = now()
+    record = Record(request_id=f"req_{next(_serial):016x}", endpoint=endpoint.path)
+    exchange = Exchange(spine, endpoint, DIALECTS[endpoint.dialect], client, record, Outcome(began))
+    spine.duty.retries.request(began)
+    await _finish(exchange, _steps(exchange))
+
+
+async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work of an exchange; whatever comes of it is told to its client, and accounted for."""
+    spine, client, record = exchange.spine, exchange.client, exchange.record
+    spine.duty.active += 1
+    try:
+        try:
+            await work
+            if client.gone and client.stay:
+                record.status, record.error = ClientGone.status, ClientGone.code
+        except SidecarError as error:
+            await _respond(exchange, error)
+        except Exception:  # noqa: BLE001  # the border: a bug of ours is told once, and is no peer's problem
+            spine.ledger.note({"event": "bug", "id": record.request_id, "trace": traceback.format_exc()})
+            await _respond(exchange, InternalError("an internal error; the log has its trace under this request id"))
+    except asyncio.CancelledError:
+        if not client.gone:  # the server's deadline for draining, or the host's own reasons
+            await _respond(exchange, Draining("the sidecar is shutting down; ask again", retry_after=1.0))
+            raise
+        record.status, record.error = ClientGone.status, ClientGone.code
+    except OSError:  # what other servers' send() may raise once the client has gone (ASGI 2.4)
+        record.status, record.error = ClientGone.status, ClientGone.code
+    finally:
+        spine.duty.active -= 1
+        _account(exchange)
+
+
+async def _steps(exchange: Exchange) -> None:
+    """Identify, read, decode, route, admit the caller; then the tries, and the answer."""
+    spine, record, client = exchange.spine, exchange.record, exchange.client
+    asking: Asking | None = client.notes.get("asking")
+    if asking is None or asking.spine is not spine:
+        asking = request.read_head(spine, spine.callers, spine.anonymous, client)
+    exchange.asking = asking
+    exchange.expires = exchange.outcome.started + asking.timeout
+    caller, counter = asking.asker
+    record.caller = caller.name
+    most = spine.config.server.max_body_bytes
+    data = client.body(most)
+    if data is None:
+        data = await client.read(most)
+    record.bytes_in = len(data)
+    members = exchange.members = body.envelope(data)
+    if exchange.endpoint.model is not None:
+        members["model"] = body.raw(exchange.endpoint.model)
+    view = exchange.view = exchange.dialect.read_view(members)
+    record.asked_model, record.stream = view.model, view.stream
+    plan = spine.plans.get((caller.name, view.model, exchange.endpoint.dialect)) or _plan(exchange, caller)
+    if plan is None:
+        return await _answer_alone(exchange)
+    if caller.models and "models" in members:  # OpenRouter's own fall-backs
+        raise ModelForbidden("this key may use some models only, so 'models' may not name others", param="models")
+    decision = counter.enter(now())
+    permit = decision if type(decision) is Counter else await admit(exchange, decision)
+    try:
+        model = plan.model
+        if model.coalesce and asking.share:
+            await coalesce.join(exchange, lambda alike: _finish(alike, _answer(alike, plan)))
+        elif model.keepalive_comment_seconds is not None and view.stream:
+            await _answer_slowly(exchange, plan, model.keepalive_comment_seconds)
+        else:
+            await _answer(exchange, plan)
+    finally:
+        permit.release()
+    return None
+
+
+async def _answer(exchange: Exchange, plan: Plan) -> None:
+    """Obtain an answer, and deliver it: the provider's permit and connection are held until its last byte."""
+    exchange.client.stay = exchange.spine.config.on_disconnect.policy == "drain"
+    attempt: Attempt | None = await obtain(exchange, plan)
+    while attempt is not None:
+        broken: ProviderError | None = None
+        try:
+            await deliver(exchange, attempt)
+        except (UpstreamCut, UpstreamTimeout) as error:
+            broken = error
+        finally:
+            attempt.close()
+        attempt = None if broken is None else await go_on(exchange, attempt, broken)
+
+
+async def _answer_slowly(exchange: Exchange, plan: Plan, seconds: float) -> None:
+    """The same, with comments for the client while there is nothing else."""
+    heartbeat = Heartbeat(exchange, seconds)
+    try:
+        await _answer(exchange, plan)
+    finally:
+        heartbeat.stop()
+
+
+async def _answer_alone(exchange: Exchange) -> None:
+    """What the dialect answers by itself, where no provider can be asked."""
+    wait = send(exchange, 200, [answer.JSON], exchange.dialect.local(exchange.members) or b"", {})
+    if wait is not None:
+        await wait
+
+
+def _plan(exchange: Exchange, caller: Caller) -> Plan | None:
+    """The targets of what is asked, if this caller may ask for it; None where the sidecar itself has an answer."""
+    spine, model, dialect = exchange.spine, exchange.view.model, exchange.endpoint.dialect
+    if caller.models and not routing.allowed(caller, model):
+        raise ModelForbidden(f"this key may not use the model {model!r}", param="model")
+    try:
+        plan = routing.find(spine.routes, model, dialect, caller.tags)
+    except Unsupported:
+        if exchange.dialect.local(exchange.members) is None:
+            raise
+        return None
+    if len(spine.plans) >= MOST_NAMES:
+        spine.plans.clear()
+    spine.plans[(caller.name, model, dialect)] = plan
+    return plan
+
+
+# -- account and respond ----------------------------------------------------------------------------------------------
+
+
+def _account(exchange: Exchange) -> None:
+    """One record, whatever happened: what the metrics and the log know of it."""
+    record, outcome, attempt = exchange.record, exchange.outcome, exchange.attempt
+    end = record.time = now()
+    record.seconds = end - outcome.started
+    if outcome.first_byte_at is not None:
+        record.first_byte_seconds = outcome.first_byte_at - outcome.started
+    record.bytes_out = outcome.bytes_sent
+    if attempt is not None:
+        meter = attempt.meter
+        usage = attempt.usage if meter is None else meter.usage
+        for each in exchange.before:
+            usage = each if usage is None else usage.plus(each)
+        if usage is not None:
+            record.input_tokens, record.output_tokens = usage.input, usage.output
+            record.cached_tokens, record.reasoning_tokens = usage.cached, usage.reasoning
+        fault = attempt.fault if meter is None else meter.fault
+        if fault is not None and not record.error:
+            record.error = ErrorInAnswer.code
+        if attempt.way is not None and attempt.way.failed and not record.error:
+            record.error = UpstreamCut.code
+    if exchange.counted:
+        exchange.spine.ledger.record(record)
+
+
+async def _respond(exchange: Exchange, error: SidecarError) -> None:
+    """Tell the client, in the dialect it called. After the first byte: an event where there are events, else a cut."""
+    record, client, outcome = exchange.record, exchange.client, exchange.outcome
+    record.error = error.code
+    way = exchange.attempt.way if exchange.attempt is not None else None
+    wait = None
+    if outcome.first_byte_at is None and not exchange.streaming:
+        record.status = error.status
+        for secret in exchange.attempt.secrets if exchange.attempt is not None else ():
+            error.message = secret.redact(error.message.encode()).decode()  # an error in an answer may repeat the key
+        headers, data = answer.refusal(error, exchange.dialect, record, spent=exchange.spent)
+        wait = client.answer(error.status, headers, explained(exchange), data, more=False)
+    elif exchange.streaming and not outcome.complete:
+        data = (
+            b"" if way is not None and way.failed else exchange.dialect.write_stream_error(answer.fault(error, record))
+        )
+        wait = client.write(data, more=False)
+    # else: leaving the answer unfinished makes the server cut the connection, which no client takes for the end
+    if wait is not None:
+        await wait

@@ -1,0 +1,166 @@
+"""What an exchange knows: of its configuration, of itself, and of each try at a target."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any, Final
+
+import msgspec
+
+from sidecar import config, routing
+from sidecar.budget import HedgeBudget, Keys, RetryBudget
+from sidecar.dialects.neutral import Dialect, Fault, Meter
+from sidecar.health import Health, ProviderHealth, TargetHealth
+from sidecar.ledger import Ledger
+from sidecar.limits import Counter, Limits
+from sidecar.pool import Pool
+from sidecar.relay import Across, Way
+from sidecar.request import ANONYMOUS, Asker, Asking
+from sidecar.retry import Cause
+from sidecar.routing import Plan
+from sidecar.secret import Secret
+from sidecar.types import Client, Endpoint, Envelope, Inbound, Outcome, Permit, Record, Target, Usage, View
+
+_UNREAD: Final = View(model="")
+_UNREAD_HEAD: Final = Asking(None, Asker(ANONYMOUS, Limits().counter("", None, None)), math.inf, True, frozenset())
+
+
+MOST_NAMES: Final = 4096  # names come from clients, so there is a bound
+NO_PLAN: Final = Plan(name="", targets=(), policy="", model=config.Model(targets=()), fallback_on=frozenset())
+
+
+class Duty:
+    """What the process has under way, and has learned of its providers: kept over reloads."""
+
+    __slots__ = ("_budget", "_keys", "active", "flights", "health", "hedges", "retries")
+
+    def __init__(self) -> None:
+        self.health = Health(random.random)
+        self.retries = RetryBudget()
+        self.hedges: dict[str, HedgeBudget] = {}  # by the model asked for, of those that may be hedged
+        self.flights: dict[bytes, Any] = {}  # exchanges that others may join (coalesce.Flight), by what was asked
+        self.active = 0  # exchanges
+        self._budget = (0.0, 0)
+        self._keys: dict[str, Keys] = {}  # by the target's key
+
+    def keys_of(self, target: str, count: int) -> Keys:
+        """How a target's keys do. Another number of them begins anew."""
+        keys = self._keys.get(target)
+        if keys is None or len(keys) != count:
+            if len(self._keys) >= MOST_NAMES:
+                self._keys.clear()
+            keys = self._keys[target] = Keys(count)
+        return keys
+
+    def set_budget(self, percent: float, minimum: int) -> None:
+        """Of retries: from now on. What has been taken of another is given back to that one."""
+        if self._budget != (percent, minimum):
+            self._budget = (percent, minimum)
+            self.retries = RetryBudget(percent, minimum)
+
+    def __repr__(self) -> str:
+        return f"<Duty {self.active} active, {self.health!r}>"
+
+
+class Place(msgspec.Struct, eq=False):
+    """A target as policy sees it: what runs there, and how it does."""
+
+    counter: Counter  # of its provider
+    concurrency: int | None  # that its provider is configured to take
+    provider: ProviderHealth
+    target: TargetHealth
+    keys: Keys  # its provider's, as they do at this target: providers limit each model by itself
+
+
+class Spine(msgspec.Struct, frozen=True, kw_only=True):
+    """What one configuration gives the exchanges that begin under it. A reload makes another; others keep theirs."""
+
+    config: config.Config
+    routes: routing.Routes
+    callers: dict[bytes, Asker]  # by the SHA-256 of the key
+    anonymous: Asker  # who asks where there are no callers
+    providers: dict[str, Counter]  # what runs at each, by the provider's name
+    plans: dict[tuple[str, str, str], Plan]  # remembered, by caller, model asked for and dialect
+    places: dict[str, Place]  # remembered, by the target's key
+    pool: Pool
+    limits: Limits
+    ledger: Ledger
+    duty: Duty
+
+    def __repr__(self) -> str:
+        return f"<Spine {len(self.providers)} providers, {len(self.callers)} callers>"
+
+    def place(self, target: Target) -> Place:
+        """Where a target's numbers are kept."""
+        return self.places.get(target.key) or self._place(target)
+
+    def _place(self, target: Target) -> Place:
+        health, upstream = self.duty.health, target.upstream
+        table = self.config.providers[upstream.name]
+        if len(self.places) >= MOST_NAMES:
+            self.places.clear()
+        keys = max(1, len(upstream.auths))
+        place = self.places[target.key] = Place(
+            self.providers[upstream.name],
+            upstream.concurrency,
+            health.provider(upstream.name, table.limits.adaptive, keys),
+            health.target(target.key, table.breaker),
+            self.duty.keys_of(target.key, keys),
+        )
+        return place
+
+
+class Attempt(msgspec.Struct, eq=False):
+    """One try at one target, from its permit to its last byte."""
+
+    target: Target
+    place: Place
+    permit: Permit
+    turn: int = 0  # of the breaker, when it was asked
+    key: int = 0  # which of the provider's it was asked with
+    began: float = 0.0
+    hide_usage: bool = False  # the provider is asked for a usage event that the client did not ask for
+    inbound: Inbound | None = None
+    dropped: bytes = b""  # header line: what was asked for and the target is not told
+    secrets: tuple[Secret, ...] = ()  # that the provider was sent
+    cause: Cause | None = None  # why it is no answer to give, while another may be had
+    asked: float | None = None  # seconds that the provider asks to be left alone
+    data: bytes = b""  # of the answer, held until it is certain that this is the one
+    whole: bool = False  # that is all of it
+    plain: bytes = b""  # the same without its content coding, where it is whole
+    usage: Usage | None = None  # of a body that is whole
+    fault: Fault | None = None  # the error that it is instead of an answer
+    meter: Meter | None = None  # of what goes on as it comes
+    way: Way | None = None  # of a stream
+
+    def close(self) -> None:
+        """Give back what it holds. Once."""
+        if self.inbound is not None:
+            self.inbound.close()
+        self.place.target.in_flight -= 1
+        self.permit.release()
+
+
+class Exchange(msgspec.Struct, eq=False):
+    """One request and its answer, under way."""
+
+    spine: Spine
+    endpoint: Endpoint
+    dialect: Dialect
+    client: Client
+    record: Record
+    outcome: Outcome
+    asking: Asking = _UNREAD_HEAD  # what the head says, once it is read
+    members: Envelope = {}
+    view: View = _UNREAD  # until the body has been read
+    expires: float = math.inf  # when the client will not wait any longer
+    target: Target | None = None  # whose answer it is
+    attempt: Attempt | None = None  # the last, or whose answer is given
+    plan: Plan = NO_PLAN
+    trail: list[str] = []  # of the tries, in words
+    streaming: bool = False  # the client has the head of an event stream, so that any more is events
+    counted: bool = True  # the record is of this exchange, and of no other
+    resumed: Across | None = None  # the way of a stream that broke off, and is to go on
+    before: list[Usage] = []  # of what broke off
+    spent: bool = False  # asking again is of no use now: the client is told so
