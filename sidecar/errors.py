@@ -160,7 +160,7 @@ class ErrorInAnswer(ProviderError):
 class UpstreamRedirect(ProviderError):
     """Redirects are never followed: the provider's key would go where the configuration did not send it."""
 
-    code, retryable = "provider_redirect", False
+    code = "provider_redirect"
 
 
 class ProviderLimited(ProviderError):
