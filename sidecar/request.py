@@ -28,7 +28,7 @@ from sidecar.types import (
     View,
 )
 from sidecar.wire import body, headers as rules
-from sidecar.wire.http1 import head_lines
+from sidecar.wire.heads import head_lines
 
 ANONYMOUS = Caller(name="")
 _JSON = (b"content-type", b"application/json")

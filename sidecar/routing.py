@@ -19,7 +19,7 @@ from sidecar.errors import ModelForbidden, UnknownModel, Unsupported
 from sidecar.providers import ROWS, resolve
 from sidecar.types import Caller, Target, Upstream
 from sidecar.wire import body
-from sidecar.wire.http1 import head_lines
+from sidecar.wire.heads import head_lines
 
 _MOST_PLANS: Final = 4096  # remembered; names come from clients, so there are bounds, on their length too
 _MOST_CHARACTERS: Final = 512  # of a name

@@ -11,14 +11,14 @@ import select
 from collections.abc import Awaitable
 from typing import Final, Protocol, cast
 
-import msgspec
-
 from sidecar.clock import Alarm
 from sidecar.drive import ENOUGH, Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
-from sidecar.types import Deadline, Headers, Outbound, Sink
+from sidecar.pool.outbound import write_head
+from sidecar.types import Deadline, Outbound, Sink
 from sidecar.wire.framing import END, Limits
-from sidecar.wire.http1 import ResponseHead, ResponseReader
+from sidecar.wire.heads import ResponseHead
+from sidecar.wire.http1 import ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
@@ -46,54 +46,6 @@ class Owner(Protocol):
     def freed(self, connection: Connection) -> None: ...
 
     def lost(self, connection: Connection) -> None: ...
-
-
-class Answer(msgspec.Struct, eq=False):
-    """A provider's answer whose head has come (types.Inbound). Closing it early closes the connection."""
-
-    status: int
-    headers: Headers
-    index: dict[bytes, bytes]
-    connection: Connection | None
-
-    def whole(self) -> bytes | None:
-        """The whole body, if all of it came together with the head."""
-        connection = self.connection
-        return connection.take() if connection is not None and connection.phase is Phase.ENDED else None
-
-    async def read(self) -> bytes:
-        """All bytes that have come, b"" at the framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
-        connection = self.connection
-        if connection is None:
-            return b""
-        if connection.size:
-            return connection.take()
-        return await connection.more()
-
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
-        """Give what comes to `sink`, in the very call that brings it, until the framed end. Raises as `read` does.
-
-        Where `sink` answers something to wait for, that is answered, and the caller pumps on when it has waited.
-        """
-        return None if self.connection is None else await self.connection.pump(sink)
-
-    def interrupt(self) -> None:
-        """Let whoever pumps go on, although nothing has come."""
-        if self.connection is not None:
-            self.connection.interrupt()
-
-    def unread(self, data: bytes) -> None:
-        """Put bytes that were read back before those that are still to be read."""
-        if self.connection is not None:
-            self.connection.put_back(data)
-
-    def close(self) -> None:
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.finish()
-
-    def __repr__(self) -> str:
-        return f"<Answer {self.status} {self.connection!r}>"
 
 
 class Connection(asyncio.Protocol):
@@ -176,7 +128,7 @@ class Connection(asyncio.Protocol):
         if self.uses and self._readable():
             self.abort()
             raise Stale
-        head = _write_head(outbound)
+        lines = write_head(outbound)
         self.phase = Phase.HEAD
         self.uses += 1
         self._deadline = deadline
@@ -185,22 +137,22 @@ class Connection(asyncio.Protocol):
             self._reader.expect(outbound.method)
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
         if len(outbound.body) <= _JOIN_BYTES:
-            self._unsent = head + outbound.body
+            self._unsent = lines + outbound.body
             self._round.later(self._send)
         else:
-            transport.write(head)
+            transport.write(lines)
             transport.write(outbound.body)
 
-    def answer(self) -> Answer:
+    def head(self) -> ResponseHead:
         """What came of it, once `signal` has been waited for. Raises Stale where it was closed without a byte."""
         head = self._head
         if head is None:
             assert self._error is not None
             raise self._error
-        return Answer(head.status, head.headers, head.index, self)
+        return head
 
     async def pump(self, sink: Sink) -> Awaitable[None] | None:
-        """See `Answer.pump`."""
+        """As `Inbound.pump` of types.py."""
         if self.size and (wait := sink(self.take())) is not None:
             return wait
         self._sink = sink
@@ -227,7 +179,7 @@ class Connection(asyncio.Protocol):
         return self.take()
 
     def interrupt(self) -> None:
-        """See `Answer.interrupt`."""
+        """As `Inbound.interrupt`."""
         if self._sink is not None:
             self._sink, self._wait = None, ENOUGH
             self.signal.wake()
@@ -305,6 +257,8 @@ class Connection(asyncio.Protocol):
             if type(event) is bytes:
                 if self._sink is not None:
                     self._give(self._sink, event)
+                    if self.phase is Phase.LOST:  # by its doing: what else has come is nobody's
+                        return
                 else:
                     self._buffer.append(event)
                     self.size += len(event)
@@ -423,21 +377,3 @@ class Connection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<Connection {self._origin} {self.phase.value}, use {self.uses}>"
-
-
-def _write_head(outbound: Outbound) -> bytes:
-    """The head on the wire; the only place of the product where a secret is revealed. Raises UpstreamProtocol."""
-    if outbound.path.split() != [outbound.path]:
-        raise UpstreamProtocol(f"the request for {outbound.origin.name} cannot be sent: a path with white space in it")
-    credential = b""
-    if (auth := outbound.auth) is not None:
-        credential = b"%b: %b%b\r\n" % (auth.header, auth.prefix, auth.secret.reveal().encode("latin-1", "replace"))
-        if credential.count(b"\n") != 1 or credential.count(b"\r") != 1 or b"\0" in credential:
-            raise UpstreamProtocol(f"the key of {outbound.origin.name} has a line break in it")
-    return b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n%b\r\n" % (
-        outbound.method,
-        outbound.path,
-        outbound.lines,
-        len(outbound.body),
-        credential,
-    )

@@ -20,7 +20,8 @@ from sidecar.pool.connection import Connection
 from sidecar.pool.resolve import Address, Resolver
 from sidecar.types import Deadline, Origin, Tls
 from sidecar.wire.framing import Limits
-from sidecar.wire.http1 import ResponseHead, ResponseReader
+from sidecar.wire.heads import ResponseHead
+from sidecar.wire.http1 import ResponseReader
 
 Make = Callable[[], Connection]
 

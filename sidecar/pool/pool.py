@@ -10,7 +10,8 @@ from typing import Final
 
 from sidecar.drive import Round
 from sidecar.errors import Draining, PoolExhausted, UpstreamCut
-from sidecar.pool.connection import Answer, Connection, Phase, Stale
+from sidecar.pool.answer import Answer
+from sidecar.pool.connection import Connection, Phase, Stale
 from sidecar.pool.dial import Dialer
 from sidecar.types import Deadline, Origin, Outbound, PoolLimits
 
@@ -206,7 +207,8 @@ class Pool:
             try:
                 connection.begin(outbound, deadline)
                 await connection.signal
-                return connection.answer()
+                head = connection.head()
+                return Answer(head.status, head.headers, head.index, connection)
             except Stale:
                 if again:  # a waiter may have been handed a reused one after all
                     words = f"provider {outbound.origin.name} closed the connection before an answer"

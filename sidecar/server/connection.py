@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
-import socket
-import struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sidecar.clock import Alarm
 from sidecar.drive import Signal
 from sidecar.errors import Malformed
-from sidecar.server.cycle import DATE, HIGH_WATER, STATUS_LINES, Cycle
-from sidecar.types import Headers
-from sidecar.wire import body as json
+from sidecar.server.again import Again
+from sidecar.server.cycle import Cycle
+from sidecar.server.lines import refusal
+from sidecar.server.sending import HIGH_WATER, Sending
+from sidecar.server.sockets import address, credentials
 from sidecar.wire.framing import END
-from sidecar.wire.http1 import RequestHead, RequestReader, head_lines
+from sidecar.wire.heads import RequestHead
+from sidecar.wire.http1 import RequestReader
 
 if TYPE_CHECKING:
     from sidecar.server.listen import Server
@@ -37,7 +35,6 @@ LINGER_SECONDS: Final = 1.0
 LINGER_BYTES: Final = 4 * 1024 * 1024
 MAX_REQUESTS: Final = 1000  # of one connection
 MIN_BODY_RATE: Final = 1024  # bytes a second, once a body has had the idle time
-_CODES: Final = {413: "caller_body_too_large", 408: "caller_body_timeout"}
 
 
 class Phase(enum.Enum):
@@ -48,36 +45,18 @@ class Phase(enum.Enum):
     CLOSED = "closed"
 
 
-_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
-_REMEMBERED_BYTES: Final = 4096
-
-
-class Again(NamedTuple):
-    """The head of a connection's last request, before and behind the digits of its length, and what it meant."""
-
-    before: bytes
-    after: bytes
-    head: RequestHead
-
-
-class Connection(asyncio.Protocol):
+class Connection(Sending):
     """See the module."""
 
     __slots__ = (
-        "_again",
         "_alarm",
         "_body_began",
         "_body_bytes",
         "_discarded",
-        "_drained",
         "_held_at",
-        "_left",
-        "_loop",
         "_reading",
-        "_requests",
-        "_unflushed",
-        "_unflushed_bytes",
-        "_unsent",
+        "again",
+        "asked",
         "bound",
         "client",
         "cycle",
@@ -87,58 +66,50 @@ class Connection(asyncio.Protocol):
         "scheme",
         "server",
         "signal",
-        "transport",
-        "writable",
     )
 
     def __init__(self, server: Server, *, secure: bool) -> None:
+        super().__init__(server.loop, server.round)
         self.server = server
         self.scheme = "https" if secure else "http"
-        self.transport: asyncio.Transport | None = None
         self.client: tuple[str, int] | None = None
         self.local: tuple[str, int | None] | None = None
         self.phase = Phase.HEAD
         self.reader = RequestReader(server.limits)
         self.cycle: Cycle | None = None
-        self._again: Again | None = None
-        self._loop = server.loop
+        self.again: Again | None = None
         self._alarm = Alarm(server.loop, self._ring)
         self.signal = Signal(server.loop)  # for whoever waits for a request's body, or for its client's going
         self.bound = HIGH_WATER  # bytes held of a body before the client is held back
-        self._requests = 0
+        self.asked = 0  # requests, so far
         self._reading = True
-        self.writable = True
-        self._drained: asyncio.Future[None] | None = None  # of a send() that waits for the client to take bytes
         self._body_began = 0.0
         self._body_bytes = 0
         self._held_at = 0.0  # since when the client is held back
         self._discarded = 0
-        self._left = False  # the client has ended its side
-        self._unflushed: list[bytes] = []  # written in this round of the loop
-        self._unflushed_bytes = 0
-        self._unsent = 0  # bytes of an answer that its client had not taken at the last look
 
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self.client = _address(transport.get_extra_info("peername"))
+        self.client = address(transport.get_extra_info("peername"))
         local = transport.get_extra_info("sockname")
-        self.local = (local, None) if isinstance(local, str) else _address(local)
+        self.local = (local, None) if isinstance(local, str) else address(local)
         self.server.connections.add(self)
         self.server.idle[self] = None
         self._alarm.set(self._loop.time() + self.server.settings.header_seconds)
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if (again := self._again) is not None:
+        if (again := self.again) is not None:
             if phase is Phase.HEAD:
-                if self._same_again(again, data):
+                if (same := again.split(data)) is not None and self.reader.idle:
+                    self._serve_again(again, *same)
                     return
             elif phase is Phase.SERVING and not self.reader.done:  # the request it serves was never the reader's
                 self.reader.pass_over()
-        if phase is Phase.LINGER:
+        if phase is Phase.LINGER or phase is Phase.CLOSED:  # TLS reads on while it closes
             self._discard(data)
             return
         try:
@@ -146,7 +117,7 @@ class Connection(asyncio.Protocol):
             events = self.reader.feed(data)
             if events:
                 self._take(events)
-            elif began and self._requests and not self.reader.idle:  # of a new connection it runs since it was made
+            elif began and self.asked and not self.reader.idle:  # of a new connection it runs since it was made
                 self._alarm.set(self._loop.time() + self.server.settings.header_seconds)
             elif self.reader.excess > HIGH_WATER:
                 self._hold()
@@ -159,35 +130,21 @@ class Connection(asyncio.Protocol):
             self._reading = False  # not closed: a reset would tear away what is still being taken
             self.transport.pause_reading()
 
-    def _same_again(self, again: Again, data: bytes) -> bool:
-        """Serve a request whose head is the last one's but for its length, as nearly all of a kept-alive client's are.
-
-        Its bytes mean what they meant before, so they are compared and not parsed. True when that was so.
-        """
-        before, after, head = again
-        if not data.startswith(before) or not self.reader.idle:
-            return False
-        at = len(before)
-        stop = data.find(b"\r", at, at + 11)
-        if stop < 0 or not data.startswith(after, stop):
-            return False
-        digits, body = data[at:stop], data[stop + len(after) :]
-        if not digits.isdigit() or len(body) != int(digits):
-            return False
-        self._requests += 1
+    def _serve_again(self, again: Again, digits: bytes, body: bytes) -> None:
+        """Serve a request whose head is the last one's but for its length. The reader knows nothing of it."""
+        self.asked += 1
         self.server.idle.pop(self, None)
         self.phase = Phase.SERVING
         self._alarm.at = None
         size = len(body)
-        close = self._requests >= MAX_REQUESTS
-        cycle = self.cycle = self._cycle(head, size, [body], size, close=close, whole=True)
+        close = self.asked >= MAX_REQUESTS
+        cycle = self.cycle = self._cycle(again.head, size, [body], size, close=close, whole=True)
         if not cycle.start_directly():  # the app has another mind by now
-            self._again = None
+            self.again = None
             self.reader.pass_over()
-            cycle.head = _with_length(head, digits)
+            cycle.head = again.with_length(digits)
             cycle.headers, cycle.index = cycle.head.headers, cycle.head.index
             cycle.start()
-        return True
 
     def _cycle(
         self, head: RequestHead, length: int | None, pieces: list[bytes], held: int, *, close: bool, whole: bool
@@ -210,16 +167,6 @@ class Connection(asyncio.Protocol):
             whole,
         )
 
-    def remember(self, cycle: Cycle) -> None:
-        """After a request that was served directly: its head, cut where the length stands."""
-        if self._again is not None:
-            return
-        head = cycle.head
-        if head.raw and head.length and len(head.raw) <= _REMEMBERED_BYTES and not head.expect_continue:
-            match = _LENGTH.search(head.raw)
-            if match is not None:
-                self._again = Again(head.raw[: match.start(1)], head.raw[match.end(1) :], head)
-
     def eof_received(self) -> bool:
         """A client that ends its side has gone: nobody would read the answer (and a cancelled one should not cost)."""
         self._gone()
@@ -234,16 +181,15 @@ class Connection(asyncio.Protocol):
         self.server.forget(self)
 
     def pause_writing(self) -> None:
-        self.writable = False
+        super().pause_writing()
         self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
 
     def resume_writing(self) -> None:
-        self.writable = True
         if self.phase is Phase.SERVING:
             self._alarm.clear()
             if self.cycle is None:  # the next request has waited for this
                 self._loop.call_soon(self._next)
-        self._let_send()
+        super().resume_writing()
 
     # -- requests
 
@@ -273,12 +219,12 @@ class Connection(asyncio.Protocol):
                 self.signal.wake()  # for whoever reads the body
 
     def _begin(self, head: RequestHead) -> Cycle:
-        self._requests += 1
+        self.asked += 1
         self.server.idle.pop(self, None)
         self.phase = Phase.BODY
         self._body_began = self._loop.time()
         self._body_bytes = 0
-        last = not head.keep_alive or self._requests >= MAX_REQUESTS
+        last = not head.keep_alive or self.asked >= MAX_REQUESTS
         cycle = self.cycle = self._cycle(head, head.length, [], 0, close=last, whole=False)
         return cycle
 
@@ -326,39 +272,6 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     # -- answers
-
-    def write(self, data: bytes) -> None:
-        """Send at the end of the loop's round (drive.Round), together with what else it brings for this client."""
-        if self.transport is None:
-            return
-        if self._unflushed:
-            self._unflushed.append(data)
-            self._unflushed_bytes += len(data)
-            if self._unflushed_bytes > HIGH_WATER:  # an app that never waits is told by this to wait
-                self.flush()
-        else:
-            self._unflushed.append(data)
-            self._unflushed_bytes = len(data)
-            self.server.round.later(self.flush)
-
-    def flush(self) -> None:
-        """Send what was written in this round."""
-        pieces, self._unflushed = self._unflushed, []
-        if pieces and self.transport is not None:
-            self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-
-    async def drained(self) -> None:
-        """Wait until the client has taken enough, or has gone."""
-        while not self.writable and self.transport is not None and not self._left:
-            self._drained = self._loop.create_future()
-            try:
-                await self._drained
-            finally:
-                self._drained = None
-
-    def _let_send(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
 
     def answered(self, cycle: Cycle) -> None:
         """The answer is written. On to the next request, or to the end."""
@@ -414,16 +327,7 @@ class Connection(asyncio.Protocol):
             if cycle.began:
                 self.abort()
                 return
-        code = _CODES.get(error.status, "caller_request_invalid")
-        kind = "request_timeout" if error.status == 408 else "invalid_request_error"
-        data = json.encode({"error": {"message": error.message, "type": kind, "param": None, "code": code}})
-        lines: Headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(data)),
-            (b"x-sidecar-error", code.encode()),
-            (b"connection", b"close"),
-        ]
-        self.write(STATUS_LINES[error.status] + head_lines(lines) + DATE.line() + b"\r\n" + data)
+        self.write(refusal(error))
         self._linger()
 
     def _linger(self) -> None:
@@ -465,11 +369,9 @@ class Connection(asyncio.Protocol):
 
     def _ring(self) -> None:
         """A deadline has passed."""
-        if self.phase is Phase.LINGER and self.transport is not None:
-            unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-            if self._unsent and self._unsent != unsent:  # the answer is still being taken
-                self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
-                return
+        if self.phase is Phase.LINGER and self._takes():
+            self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
+            return
         if self.phase in (Phase.LINGER, Phase.CLOSED) or not self.writable:
             if not self.writable:
                 self.server.note("stalled", "the client does not take its answer", self.client)
@@ -483,23 +385,7 @@ class Connection(asyncio.Protocol):
 
     def peer(self) -> tuple[int, int, int] | None:
         """(pid, uid, gid) of the process at the other end of a unix socket."""
-        if self.transport is None:
-            return None
-        sock = self.transport.get_extra_info("socket")
-        if sock.family != socket.AF_UNIX:
-            return None
-        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid, uid, gid
+        return None if self.transport is None else credentials(self.transport.get_extra_info("socket"))
 
     def __repr__(self) -> str:
-        return f"<Connection {self.client} {self.phase.value}, request {self._requests}>"
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
-
-
-def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
-    """The same head with another length, and no notes."""
-    headers = [(name, digits if name == b"content-length" else value) for name, value in head.headers]
-    return msgspec.structs.replace(head, headers=headers, index=dict(headers), length=int(digits), notes={})
+        return f"<Connection {self.client} {self.phase.value}, request {self.asked}>"

@@ -6,51 +6,27 @@ import asyncio
 import errno
 import traceback
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import msgspec
 
-from sidecar.clock import wall
 from sidecar.drive import Drive, Lazy, Signal
 from sidecar.errors import BodyTooLarge, ClientGone
+from sidecar.server.again import remembered
+from sidecar.server.lines import DATE, STATUS_LINES
+from sidecar.server.sending import HIGH_WATER
 from sidecar.types import Headers, Message, Scope
 from sidecar.wire import body as json
 from sidecar.wire.framing import LAST_CHUNK, connection_tokens
-from sidecar.wire.http1 import RequestHead, head_lines
+from sidecar.wire.heads import RequestHead, head_lines
 
 if TYPE_CHECKING:
     from sidecar.server.connection import Connection
 
-HIGH_WATER: Final = 64 * 1024  # bytes held of a request body, of pipelined requests, and of answers not yet taken
-STATUS_LINES: Final = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OWN_HEADERS: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive"))
 _BODILESS: Final = (204, 304)
-
-
-class Date:
-    """The `date` header line, made once a second."""
-
-    __slots__ = ("_line", "_second")
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._line = b""
-
-    def line(self) -> bytes:
-        second = int(wall())
-        if second != self._second:
-            self._second = second
-            self._line = b"date: %b\r\n" % formatdate(second, usegmt=True).encode()
-        return self._line
-
-
-DATE: Final = Date()
 
 
 class Cycle(msgspec.Struct, eq=False):
@@ -181,7 +157,7 @@ class Cycle(msgspec.Struct, eq=False):
             self._send_body(data, more=more)
         else:  # nearly every answer that is one body: nothing about it needs a decision
             head = (
-                STATUS_LINES.get(status) or _status_line(status),
+                STATUS_LINES[status],
                 head_lines(headers),
                 lines,
                 DATE.line(),
@@ -217,7 +193,8 @@ class Cycle(msgspec.Struct, eq=False):
             server.forget_work(self.work)
         self.on_gone = None
         if error is None:
-            connection.remember(self)
+            if connection.again is None:
+                connection.again = remembered(self.head)
         elif not isinstance(error, asyncio.CancelledError):
             server.bug("".join(traceback.format_exception(error)))
         if not self.complete and not self.gone:
@@ -341,7 +318,7 @@ class Cycle(msgspec.Struct, eq=False):
             ours.append((b"connection", b"close"))
         elif head.version == "1.0":
             ours.append((b"connection", b"keep-alive"))
-        line = STATUS_LINES.get(status) or _status_line(status)
+        line = STATUS_LINES[status]
         lines = head_lines([*headers, *ours] if ours else headers) + self.lines
         self.began = True
         return line + lines + (b"\r\n" if b"date" in index else DATE.line() + b"\r\n")
@@ -371,7 +348,3 @@ class Cycle(msgspec.Struct, eq=False):
         self.answer_headers = [(b"content-type", b"application/json"), (b"x-sidecar-error", b"sidecar_internal")]
         error = {"message": "an internal error", "type": "api_error", "param": None, "code": "sidecar_internal"}
         self._send_body(json.encode({"error": error}), more=False)
-
-
-def _status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d \r\n" % status

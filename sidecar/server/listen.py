@@ -214,7 +214,7 @@ class Server:
 
     def _close_idle(self, *, new_too: bool) -> None:
         for connection in list(self.idle):
-            if connection.reader.idle and (new_too or connection._requests):  # another has begun to ask
+            if connection.reader.idle and (new_too or connection.asked):  # another has begun to ask
                 connection.close()
 
     def _unbind(self) -> None:

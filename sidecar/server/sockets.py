@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from typing import Final
 
 from sidecar.config import Server as Settings
@@ -64,6 +65,19 @@ def named(sock: socket.socket) -> str:
     if isinstance(name, str):
         return f"unix:{name}"
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+def address(name: object) -> tuple[str, int] | None:
+    """Host and port of a TCP socket's name."""
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+
+def credentials(sock: socket.socket) -> tuple[int, int, int] | None:
+    """(pid, uid, gid) of the process at the other end of a unix socket."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def _bind_tcp(address: str, *, reuse_port: bool) -> socket.socket:

@@ -14,9 +14,10 @@ import trustme
 
 from sidecar.errors import ProviderError
 from sidecar.pool import Pool
-from sidecar.pool.connection import Answer, Connection
+from sidecar.pool.answer import Answer
+from sidecar.pool.connection import Connection
 from sidecar.types import Auth, Deadline, Headers, Origin, Outbound, PoolLimits
-from sidecar.wire.http1 import head_lines
+from sidecar.wire.heads import head_lines
 from tests.faults.ground import nothing_left
 from tests.faults.peer import RawServer, Script
 
@@ -71,7 +72,8 @@ async def exchanged(connection: Connection) -> Answer:
     try:
         connection.begin(ask(origin(1)), within())
         await connection.signal
-        return connection.answer()
+        head = connection.head()
+        return Answer(head.status, head.headers, head.index, connection)
     except BaseException:
         connection.abort()
         raise

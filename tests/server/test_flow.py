@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from sidecar.server.cycle import HIGH_WATER
+from sidecar.server.sending import HIGH_WATER
 from sidecar.types import Receive, Scope, Send
 from tests.faults.peer import READ_ON, STOP_READING
 from tests.server.apps import GET, HEAD_200, answer, body_of, chunked, http, post, serving, until

@@ -20,7 +20,7 @@ from sidecar.types import Receive, Scope, Send
 from tests.faults.peer import RawClient
 from tests.server.apps import answer, body_of, http, serving
 
-_VARIES = re.compile(rb"(date|x-request-id|request-id|x-sidecar-overhead-us): [^\r]*\r\n")
+_VARIES = re.compile(rb"(date|x-request-id|request-id|x-sidecar-overhead-us): [^\r]*\r\n| after [0-9]+ ms")
 
 
 def body(number: int, padding: int = 0) -> bytes:

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import Malformed
 from sidecar.wire.framing import END, LAST_CHUNK, Headers, Limits, chunk
-from sidecar.wire.http1 import RequestHead, RequestReader, ResponseHead, ResponseReader, head_lines
+from sidecar.wire.heads import RequestHead, ResponseHead, head_lines
+from sidecar.wire.http1 import RequestReader, ResponseReader
 from tests.server.corpus import CORPUS, FOLLOWER
 
 LIMITS = Limits()

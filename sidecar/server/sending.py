@@ -1,0 +1,86 @@
+"""The sending half of a client's connection: one write a round of the loop, and waiting for a client that is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from sidecar.drive import Round
+
+HIGH_WATER: Final = 64 * 1024  # bytes held of a request body, of pipelined requests, and of answers not yet taken
+
+
+class Sending(asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = (
+        "_drains",
+        "_left",
+        "_loop",
+        "_round",
+        "_unflushed",
+        "_unflushed_bytes",
+        "_unsent",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sending: Round) -> None:
+        self._loop = loop
+        self._round = sending
+        self.transport: asyncio.Transport | None = None
+        self.writable = True
+        self._left = False  # the client has ended its side
+        self._drains: list[asyncio.Future[None]] = []  # of whoever waits for the client to take bytes
+        self._unflushed: list[bytes] = []  # written in this round of the loop
+        self._unflushed_bytes = 0
+        self._unsent = 0  # bytes of an answer that its client had not taken at the last look
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of the loop's round (drive.Round), together with what else it brings for this client."""
+        if self.transport is None:
+            return
+        if self._unflushed:
+            self._unflushed.append(data)
+            self._unflushed_bytes += len(data)
+            if self._unflushed_bytes > HIGH_WATER:  # an app that never waits is told by this to wait
+                self.flush()
+        else:
+            self._unflushed.append(data)
+            self._unflushed_bytes = len(data)
+            self._round.later(self.flush)
+
+    def flush(self) -> None:
+        """Send what was written in this round."""
+        pieces, self._unflushed = self._unflushed, []
+        if pieces and self.transport is not None:
+            self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self._let_send()
+
+    async def drained(self) -> None:
+        """Wait until the client has taken enough, or has gone."""
+        while not self.writable and self.transport is not None and not self._left:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._drains.append(future)
+            try:
+                await future
+            finally:
+                self._drains.remove(future)
+
+    def _let_send(self) -> None:
+        for future in self._drains:
+            if not future.done():
+                future.set_result(None)
+
+    def _takes(self) -> bool:
+        """Has the client taken anything since the last look, and is there more for it?"""
+        if self.transport is None:
+            return False
+        unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        return bool(self._unsent) and self._unsent != unsent
