@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
 import struct
@@ -16,11 +15,11 @@ from typing import Any, Final, cast
 from sidecar.clock import now
 from sidecar.errors import Malformed
 from sidecar.simulator import answers
-from sidecar.simulator.answers import Answer, json_answer
+from sidecar.simulator.answers import json_answer
 from sidecar.simulator.checks import Refusal
 from sidecar.simulator.faults import FAULTS, Do, Playing, Step, plain
-from sidecar.simulator.provider import Seen, answer_to, digest, log_line, refused, shown
-from sidecar.simulator.settings import Asked, Settings, asked_by, changed, check_fault, latency_seconds
+from sidecar.simulator.provider import Seen, answer_to, refused, shown
+from sidecar.simulator.settings import Asked, Settings, asked_by, check_fault, latency_seconds
 from sidecar.wire.framing import END, Limits
 from sidecar.wire.heads import RequestHead
 from sidecar.wire.http1 import RequestReader
@@ -53,7 +52,6 @@ class Simulator:
         self._count = self._kept_bytes = 0
         self._server: asyncio.Server | None = None
         self._emptied: asyncio.Future[None] | None = None  # no connection is left, while stopping
-        self._log: int | None = None
 
     @property
     def base_url(self) -> str:
@@ -70,8 +68,6 @@ class Simulator:
         """Listen. Raises OSError when the address cannot be had."""
         loop = asyncio.get_running_loop()
         self.stopped = False
-        if self.settings.log is not None:
-            self._log = os.open(self.settings.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         if self.settings.unix is not None:
             self._server = await loop.create_unix_server(lambda: Peer(self, loop), self.settings.unix)
             return
@@ -93,9 +89,6 @@ class Simulator:
         if self.connections:
             self._emptied = loop.create_future()
             await self._emptied
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
         if self.settings.unix is not None:
             await loop.run_in_executor(None, Path(self.settings.unix).unlink, True)
 
@@ -113,19 +106,6 @@ class Simulator:
         while len(self.requests) > settings.keep_requests or self._kept_bytes > settings.keep_bytes:
             self._kept_bytes -= len(self.requests.popleft().body)
 
-    def over(self, seen: Seen) -> None:
-        """A request has had its answer, or its client has left."""
-        if self._log is not None:
-            os.write(self._log, log_line(seen))
-
-    def change(self, body: bytes) -> Answer:
-        """`POST /__sim/settings`: how the requests to come are served, as `{"faults":{"503":0.5},"tokens":9}`."""
-        try:
-            self.settings = changed(self.settings, body, NAMES)
-        except ValueError as error:
-            return json_answer(400, {"error": str(error)})
-        return json_answer(200, {})
-
     def number(self) -> int:
         self._count += 1
         return self._count
@@ -138,7 +118,6 @@ class Simulator:
         except ValueError as error:
             return plain(refused(seen, Refusal(400, "invalid_request_error", str(error))), Playing())
         name, _, argument = self.fault(asked).partition(":")
-        seen.fault = name
         latency = asked.latency_seconds
         rate = settings.tokens_per_second if asked.rate is None else asked.rate
         how = Playing(
@@ -151,8 +130,6 @@ class Simulator:
         )
         tokens = settings.tokens if asked.tokens is None else asked.tokens
         answer = answer_to(seen, settings, tokens=tokens, flavour=how.flavour)
-        if asked.digest:
-            answer.headers.append(digest(answer))
         return FAULTS.get(name, plain)(answer, how)
 
     def fault(self, asked: Asked) -> str:
@@ -227,7 +204,6 @@ class Peer(asyncio.Protocol):
         self._steps.clear()
         if self._seen is not None and self._seen.finished_at is None:
             self._seen.cancelled_at = now()
-            self._simulator.over(self._seen)
         self._transport = None
 
     def drop(self) -> None:
@@ -290,9 +266,6 @@ class Peer(asyncio.Protocol):
             self._play(_BENCH_STREAM if stream else _BENCH_UNARY)
             return
         path = head.target.decode("latin-1")
-        if path == "/__sim/settings":
-            self._play(plain(simulator.change(body), Playing()))
-            return
         if path == "/__sim/requests":
             self._play(plain(json_answer(200, [shown(seen) for seen in simulator.requests]), Playing()))
             return
@@ -357,7 +330,6 @@ class Peer(asyncio.Protocol):
             return
         if self._seen is not None:
             self._seen.finished_at = now()
-            self._simulator.over(self._seen)
         if do is Do.RESET:
             self.drop()
         elif self._transport is not None:
@@ -367,7 +339,6 @@ class Peer(asyncio.Protocol):
         self._playing = False
         if self._seen is not None:
             self._seen.finished_at = now()
-            self._simulator.over(self._seen)
             self._seen = None
         if self._head is not None and not self._head.keep_alive and self._transport is not None:
             self._transport.close()
