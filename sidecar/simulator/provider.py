@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ class Seen(msgspec.Struct, kw_only=True):
     headers: list[tuple[str, str]]
     body: bytes
     began: float
+    fault: str = ""  # that was played
     answered_at: float | None = None  # the first byte was written
     finished_at: float | None = None  # the last byte was written, or the fault done that ended it
     cancelled_at: float | None = None  # the client left before that
@@ -71,6 +73,21 @@ def shown(seen: Seen) -> dict[str, Any]:
     """A request for other processes: the body as text, and no credentials."""
     headers = [pair for pair in seen.headers if pair[0] not in _CREDENTIALS]
     return {**msgspec.structs.asdict(seen), "headers": headers, "body": seen.body.decode("utf-8", "replace")}
+
+
+def log_line(seen: Seen) -> bytes:
+    """What became of a request, for a log: none of its body, nor of its headers but the key that tells it apart."""
+    told = {name: getattr(seen, name) for name in _LOGGED}
+    return msgspec.json.encode({**told, "key": seen.header("x-sim-key")}) + b"\n"
+
+
+_LOGGED: Final = ("number", "path", "fault", "began", "answered_at", "finished_at", "cancelled_at")
+
+
+def digest(answer: Answer) -> tuple[str, str]:
+    """A header that tells what the whole body is to be, so that a client can see whether it has it."""
+    body = answer.body if answer.events is None else b"".join(answer.events)
+    return "x-sim-digest", f"{zlib.crc32(body):08x}-{len(body)}"
 
 
 def answer_to(seen: Seen, settings: Settings, *, tokens: int, flavour: str) -> Answer:

@@ -15,11 +15,11 @@ from typing import Any, Final, cast
 from sidecar.clock import now
 from sidecar.errors import Malformed
 from sidecar.simulator import answers
-from sidecar.simulator.answers import json_answer
+from sidecar.simulator.answers import Answer, json_answer
 from sidecar.simulator.checks import Refusal
 from sidecar.simulator.faults import FAULTS, Do, Playing, Step, plain
-from sidecar.simulator.provider import Seen, answer_to, refused, shown
-from sidecar.simulator.settings import Asked, Settings, asked_by, check_fault, latency_seconds
+from sidecar.simulator.provider import Seen, answer_to, digest, log_line, refused, shown
+from sidecar.simulator.settings import Asked, Settings, asked_by, changed, check_fault, latency_seconds
 from sidecar.wire.framing import END, Limits
 from sidecar.wire.heads import RequestHead
 from sidecar.wire.http1 import RequestReader
@@ -29,6 +29,7 @@ NAMES: Final = _FAULTS | {"refuse"}  # refuse is of connections: it is done when
 _LIMITS: Final = Limits()
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # close() then sends RST
 _PIPELINED_BYTES: Final = 1024 * 1024  # that may wait behind an answer
+_LOGGED: Final = 200_000  # lines
 _REMEMBERED: Final = 1000  # keys of `x-sim-key`
 
 
@@ -43,6 +44,7 @@ class Simulator:
         for fault in self.settings.faults:
             check_fault(fault, NAMES)
         self.requests: deque[Seen] = deque()
+        self.log: deque[bytes] = deque(maxlen=_LOGGED)  # of requests with an `x-sim-key` that are over
         self.connections: set[Peer] = set()
         self.accepted = 0
         self.chance = random.Random(self.settings.seed)  # noqa: S311  # to be the same every time
@@ -106,6 +108,25 @@ class Simulator:
         while len(self.requests) > settings.keep_requests or self._kept_bytes > settings.keep_bytes:
             self._kept_bytes -= len(self.requests.popleft().body)
 
+    def over(self, seen: Seen) -> None:
+        """A request has had its answer, or its client has left."""
+        if seen.header("x-sim-key"):
+            self.log.append(log_line(seen))
+
+    def control(self, path: str, body: bytes) -> Answer:
+        """What tests ask: the requests, the log, or other settings from now on, as `{"faults":{"503":0.5}}`."""
+        if path == "/__sim/requests":
+            return json_answer(200, [shown(seen) for seen in self.requests])
+        if path == "/__sim/log":
+            return Answer(200, [("content-type", "application/x-ndjson")], b"".join(self.log))
+        if path != "/__sim/settings":
+            return json_answer(404, {"error": "only /__sim/requests, /__sim/log and /__sim/settings are here"})
+        try:
+            self.settings = changed(self.settings, body, NAMES)
+        except ValueError as error:
+            return json_answer(400, {"error": str(error)})
+        return json_answer(200, {})
+
     def number(self) -> int:
         self._count += 1
         return self._count
@@ -118,6 +139,7 @@ class Simulator:
         except ValueError as error:
             return plain(refused(seen, Refusal(400, "invalid_request_error", str(error))), Playing())
         name, _, argument = self.fault(asked).partition(":")
+        seen.fault = name
         latency = asked.latency_seconds
         rate = settings.tokens_per_second if asked.rate is None else asked.rate
         how = Playing(
@@ -130,6 +152,8 @@ class Simulator:
         )
         tokens = settings.tokens if asked.tokens is None else asked.tokens
         answer = answer_to(seen, settings, tokens=tokens, flavour=how.flavour)
+        if asked.digest:
+            answer.headers.append(digest(answer))
         return FAULTS.get(name, plain)(answer, how)
 
     def fault(self, asked: Asked) -> str:
@@ -204,6 +228,7 @@ class Peer(asyncio.Protocol):
         self._steps.clear()
         if self._seen is not None and self._seen.finished_at is None:
             self._seen.cancelled_at = now()
+            self._simulator.over(self._seen)
         self._transport = None
 
     def drop(self) -> None:
@@ -266,8 +291,8 @@ class Peer(asyncio.Protocol):
             self._play(_BENCH_STREAM if stream else _BENCH_UNARY)
             return
         path = head.target.decode("latin-1")
-        if path == "/__sim/requests":
-            self._play(plain(json_answer(200, [shown(seen) for seen in simulator.requests]), Playing()))
+        if path.startswith("/__sim/"):
+            self._play(plain(simulator.control(path, body), Playing()))
             return
         self._seen = Seen(
             number=simulator.number(),
@@ -330,6 +355,7 @@ class Peer(asyncio.Protocol):
             return
         if self._seen is not None:
             self._seen.finished_at = now()
+            self._simulator.over(self._seen)
         if do is Do.RESET:
             self.drop()
         elif self._transport is not None:
@@ -339,6 +365,7 @@ class Peer(asyncio.Protocol):
         self._playing = False
         if self._seen is not None:
             self._seen.finished_at = now()
+            self._simulator.over(self._seen)
             self._seen = None
         if self._head is not None and not self._head.keep_alive and self._transport is not None:
             self._transport.close()

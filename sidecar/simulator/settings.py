@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -47,6 +47,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     tokens: int | None = None
     flavour: str | None = None
+    digest: bool = False  # tell what the body is to be, by `x-sim-digest: CRC32-LENGTH`
 
 
 def asked_by(headers: dict[str, str], faults: frozenset[str]) -> Asked:
@@ -69,10 +70,23 @@ def asked_by(headers: dict[str, str], faults: frozenset[str]) -> Asked:
         rate=_number(headers, "x-sim-rate", 1e9),
         tokens=None if tokens is None else int(tokens),
         flavour=flavour,
+        digest="x-sim-digest" in headers,
     )
 
 
 _NOTHING: Final = Asked()
+
+
+def changed(settings: Settings, body: bytes, faults: frozenset[str]) -> Settings:
+    """The settings with some of them as a JSON object says. Raises ValueError saying which is wrong."""
+    given = msgspec.structs.asdict(settings)
+    found = msgspec.json.decode(body, type=dict[str, Any])
+    if unknown := found.keys() - given.keys():
+        raise ValueError(f"no such settings: {' '.join(sorted(unknown))}")
+    new = msgspec.convert({**given, **found}, Settings)
+    for fault in new.faults:
+        check_fault(fault, faults)
+    return new
 
 
 def check_fault(text: str, faults: frozenset[str]) -> None:
