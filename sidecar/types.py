@@ -36,7 +36,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()  # names it may ask for; empty = all
     requests_per_minute: int | None = None
     concurrency: int | None = None
-    priority: str = "normal"  # in a queue: high, normal or low
+    priority: str = "normal"  # in a queue: high, normal or low; a request of its may ask for less
     tags: frozenset[str] = frozenset()  # that a target must have
 
 
@@ -303,8 +303,12 @@ class Permit(Protocol):
 class Counting(Protocol):
     """The limits of one caller or provider (limits.Counter)."""
 
-    def enter(self, now: float) -> Permit | Wait | Refused:
-        """Leave for one request now, later, or not. A refusal takes nothing."""
+    def enter(self, now: float) -> Permit | Refused | None:
+        """Leave for one request now, or not; None where it may `wait`. A refusal takes nothing."""
+        ...
+
+    def wait(self, now: float, rank: int, cost: float, patience: float) -> Wait | Refused:
+        """A place in the queue, unless it would wait in vain. `rank`: 0 goes first. `cost`: 0 to 1. In seconds."""
         ...
 
 

@@ -139,7 +139,10 @@ class Retry(Table, frozen=True):
 
 
 class Queue(Table, frozen=True):
-    """[queue]: requests that wait for a limit on concurrency. `length`: for each limit, by default as many as it."""
+    """[queue]: requests that wait for a limit on concurrency. `length`: for each limit, by default as many as it.
+
+    By class, then by arrival, the short before the long; no class waits longer than `wait_seconds`.
+    """
 
     length: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
@@ -226,7 +229,7 @@ class Model(Table, frozen=True):
 
 
 class Caller(Table, frozen=True):
-    """[callers.X]: who may ask, for what, how often."""
+    """[callers.X]: who may ask, for what, how often. `priority`: of each request that does not ask for a lower one."""
 
     key: Key
     models: tuple[str, ...] = ()

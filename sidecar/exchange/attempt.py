@@ -24,10 +24,11 @@ from sidecar.errors import (
     UpstreamTimeout,
 )
 from sidecar.exchange.state import Attempt, Exchange, Place
-from sidecar.limits import Counter
+from sidecar.limits import RANKS, Counter, cost
 from sidecar.relay import Across, Opaque, Through, Way, gather
+from sidecar.request import Asking
 from sidecar.retry import Cause
-from sidecar.types import Inbound, Permit, Refused, Target, Wait
+from sidecar.types import Counting, Inbound, Permit, Refused, Target, Wait
 from sidecar.wire.coding import Inflate
 
 _EVENTS: Final = b"text/event-stream"
@@ -74,7 +75,7 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
 async def _admitted(exchange: Exchange, target: Target, place: Place) -> Attempt:
     """Past the target's breaker, its provider's limits, and with one of its keys."""
     moment = now()
-    breaker, provider, counter = place.target.breaker, place.provider, place.counter
+    breaker, counter = place.target.breaker, place.counter
     if not breaker.enter(moment):
         raise TargetDown(
             f"{target.key} has failed too often, and is left alone for a moment",
@@ -82,9 +83,7 @@ async def _admitted(exchange: Exchange, target: Target, place: Place) -> Attempt
         )
     turn = breaker.turn
     try:
-        if provider.aimd is not None:
-            limit = provider.aimd.limit
-            counter.most = limit if place.concurrency is None else min(limit, place.concurrency)
+        place.adapt()
         key = place.keys.pick(moment)
         if key is None:
             raise ProviderLimited(
@@ -92,7 +91,7 @@ async def _admitted(exchange: Exchange, target: Target, place: Place) -> Attempt
                 retry_after=place.keys.retry_after(moment),
             )
         decision = counter.enter(moment)
-        permit = decision if type(decision) is Counter else await admit(exchange, decision)
+        permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
     except BaseException:
         breaker.abandon(moment, turn)
         raise
@@ -291,19 +290,28 @@ def _way(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Across | Opa
 # -- limits -----------------------------------------------------------------------------------------------------------
 
 
-async def admit(exchange: Exchange, decision: Permit | Wait | Refused) -> Permit:
-    """Leave to go on after a bounded wait in the queue. Raises the refusal of whose limit it is."""
-    if isinstance(decision, Wait):
-        decision = await _queue(exchange, decision)
+async def admit(exchange: Exchange, counter: Counting, decision: Permit | Refused | None) -> Permit:
+    """Leave to go on, if need be after a bounded wait in the queue. Raises the refusal of whose limit it is."""
+    if decision is None:
+        moment, asking = now(), exchange.asking
+        patience = min(exchange.expires, exchange.outcome.started + asking.patience) - moment
+        wait = counter.wait(moment, _rank(asking), cost(exchange.record.bytes_in, exchange.view.max_tokens), patience)
+        decision = wait if isinstance(wait, Refused) else await _queue(exchange, wait)
     if isinstance(decision, Refused):
         raise _refusal(decision)
     return decision
 
 
+def _rank(asking: Asking) -> int:
+    """A request may ask for less than its caller has; for anything where nobody has been given a key."""
+    caller = asking.asker.caller
+    own, asked = RANKS[caller.priority], RANKS[asking.priority or caller.priority]
+    return asked if caller is request.ANONYMOUS else max(own, asked)
+
+
 async def _queue(exchange: Exchange, wait: Wait) -> Permit | Refused:
-    """Wait for a slot, never beyond the client's own deadline; the place in the queue is given up whatever ends it."""
+    """Wait for a slot, as long as was told; the place in the queue is given up whatever ends it."""
     limits = exchange.spine.limits
-    seconds = max(0.0, min(wait.seconds, exchange.expires - now()))
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
 
@@ -312,7 +320,7 @@ async def _queue(exchange: Exchange, wait: Wait) -> Permit | Refused:
             woken.set_result(None)
 
     wait.ticket.wake = wake
-    timer = loop.call_later(seconds, wake)
+    timer = loop.call_later(wait.seconds, wake)
     try:
         await woken
     except BaseException:

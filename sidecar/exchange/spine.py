@@ -133,7 +133,7 @@ async def _steps(exchange: Exchange) -> None:
     if caller.models and "models" in members:  # OpenRouter's own fall-backs
         raise ModelForbidden("this key may use some models only, so 'models' may not name others", param="models")
     decision = counter.enter(now())
-    permit = decision if type(decision) is Counter else await admit(exchange, decision)
+    permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
     try:
         model = plan.model
         if model.coalesce and asking.share:

@@ -67,10 +67,15 @@ class Place(msgspec.Struct, eq=False):
     """A target as policy sees it: what runs there, and how it does."""
 
     counter: Counter  # of its provider
-    concurrency: int | None  # that its provider is configured to take
     provider: ProviderHealth
     target: TargetHealth
     keys: Keys  # its provider's, as they do at this target: providers limit each model by itself
+
+    def adapt(self) -> None:
+        """Its provider's limit is what it was found to be; not any more where a reload has ended that meanwhile."""
+        aimd, counter = self.provider.aimd, self.counter
+        if aimd is not None and counter.adapted not in (None, aimd.limit):
+            counter.adapt(aimd.limit)
 
 
 class Spine(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,11 +108,12 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
         keys = max(1, len(upstream.auths))
         place = self.places[target.key] = Place(
             self.providers[upstream.name],
-            upstream.concurrency,
             health.provider(upstream.name, table.limits.adaptive, keys),
             health.target(target.key, table.breaker),
             self.duty.keys_of(target.key, keys),
         )
+        aimd = place.provider.aimd
+        place.counter.adapt(None if aimd is None else aimd.limit)
         return place
 
 

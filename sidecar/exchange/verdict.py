@@ -42,8 +42,7 @@ def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None, moment: floa
             breaker.success(moment, attempt.turn)
         if aimd is not None:
             aimd.success(place.counter.running, moment)
-    if aimd is not None and aimd.limit != place.counter.adapted:
-        place.counter.adapt(aimd.limit)
+            place.adapt()
     if exchange.plan.policy in LEARNING:
         seconds, latency = moment - attempt.began, place.target.latency
         if cause is None or seconds > (latency.estimate(moment) or 0.0):  # what failed at once was not fast
@@ -75,6 +74,7 @@ def _count(attempt: Attempt, cause: Cause, moment: float) -> None:
         breaker.abandon(moment, turn)
     if aimd is not None and cause in _CROWDED:
         aimd.throttled(moment)
+        place.adapt()
 
 
 def _cool(attempt: Attempt, moment: float) -> None:
