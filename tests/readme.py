@@ -109,7 +109,7 @@ ABOUT: Final = {  # every option, and nothing else: a test holds this to the str
     "Caller.models": "names it may ask for, `*` matches; without it all",
     "Caller.requests_per_minute": "as many at once, then evenly (GCRA)",
     "Caller.concurrency": "exchanges under way, held to the last byte",
-    "Caller.priority": "in a queue: higher ones go first. `x-sidecar-priority` may ask for less; without callers, for any",
+    "Caller.priority": "in a queue, higher ones first; `x-sidecar-priority` may ask for less, without callers for any",
     "Caller.tags": "only targets that have all of them",
     "Queue.length": "that wait for a limit on concurrency; without it as many as the limit itself",
     "Queue.wait_seconds": "the most that one waits; who would wait longer, or than its client does, is refused at once",
