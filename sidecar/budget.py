@@ -43,7 +43,11 @@ class RetryBudget:
 
     def request(self, now: float) -> None:
         """A request came in. Without this, `per_second` is all there is."""
-        self._seen.add(now)
+        seen = self._seen  # Rolling.add, without the call: this is done for each request
+        if now >= seen.ends:
+            seen.roll(now)
+        seen.total += 1
+        seen.totals[seen.slot] += 1
 
     def take(self, active: int, now: float) -> bool:
         """May one retry go, while `active` requests are under way, its own included? If so, it counts as under way."""
@@ -135,15 +139,15 @@ class Aimd:
 class Keys:
     """The keys of one provider, by their index, in turn. A refused one cools down; the others go on."""
 
-    __slots__ = ("_next", "_until")
+    __slots__ = ("_next", "until")
 
     def __init__(self, count: int) -> None:
-        self._until = [float("-inf")] * count
+        self.until = [float("-inf")] * count
         self._next = 0
 
     def pick(self, now: float) -> int | None:
         """The next that is not cooling; None when all are."""
-        untils = self._until
+        untils = self.until
         count = len(untils)
         if count == 1:
             return 0 if now >= untils[0] else None
@@ -156,14 +160,18 @@ class Keys:
 
     def cool(self, index: int, until: float) -> None:
         """Leave this one alone until then. What it was told before is not shortened."""
-        self._until[index] = max(self._until[index], until)
+        self.until[index] = max(self.until[index], until)
+
+    def rests(self, index: int, now: float) -> bool:
+        """Is this one left alone?"""
+        return now < self.until[index]
 
     def retry_after(self, now: float) -> float:
         """Seconds until one may be picked."""
-        return max(0.0, min(self._until, default=now) - now)
+        return max(0.0, min(self.until, default=now) - now)
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self.until)
 
     def __repr__(self) -> str:
         return f"<Keys {len(self)}>"

@@ -53,13 +53,13 @@ class Breaker:
     sent before the breaker opened can be taken for the probe.)
     """
 
-    __slots__ = ("_closed_at", "_in_row", "_opens_for", "_probing", "_random", "_seen", "_until", "settings", "turn")
+    __slots__ = ("_closed_at", "_in_row", "_opens_for", "_probing", "_random", "_seen", "settings", "turn", "until")
 
     def __init__(self, settings: BreakerSettings, random: Callable[[], float]) -> None:
         self.settings = settings
         self.turn = 0  # changes when it opens and when it closes
         self._random = random
-        self._until: float | None = None  # None: closed; else when the next request may enter
+        self.until: float | None = None  # None: closed; else when the next request may enter
         self._probing = False
         self._in_row = 0
         self._seen = Rolling(_SPAN)  # what ended; marked: failures
@@ -69,34 +69,38 @@ class Breaker:
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
         """An open one whose time is over is open until a request tries."""
-        if self._until is None:
+        if self.until is None:
             return "closed"
         return "half-open" if self._probing else "open"
 
     def ready(self, now: float) -> bool:
         """Would a request be let in now? Takes nothing."""
-        return self._until is None or now >= self._until
+        return self.until is None or now >= self.until
 
     def enter(self, now: float) -> bool:
         """Let a request in, or not. Whoever is let in tells how it ended: success, failure, throttled or abandon."""
-        if self._until is None:
+        if self.until is None:
             return True
-        if now < self._until:
+        if now < self.until:
             return False
         self._probing = True
-        self._until = now + _PROBE_SECONDS
+        self.until = now + _PROBE_SECONDS
         return True
 
     def success(self, now: float, turn: int | None = None) -> None:
         """It answered."""
         if turn is not None and turn != self.turn:
             return
-        if self._until is None:
+        if self.until is None:
             self._in_row = 0
-            self._seen.add(now)
+            seen = self._seen  # Rolling.add, without the call: this is done for each request
+            if now >= seen.ends:
+                seen.roll(now)
+            seen.total += 1
+            seen.totals[seen.slot] += 1
         elif self._probing:
             self._probing = False
-            self._until = None
+            self.until = None
             self._closed_at = now
             self._in_row = 0
             self._seen = Rolling(_SPAN)
@@ -106,7 +110,7 @@ class Breaker:
         """It could not be reached, broke off, was silent for too long, or said that it is broken (5xx)."""
         if turn is not None and turn != self.turn:
             return
-        if self._until is None:
+        if self.until is None:
             self._in_row += 1
             self._seen.add(now)
             self._seen.mark(now)
@@ -124,13 +128,13 @@ class Breaker:
         """It was cancelled by us or by the client, or its end says nothing of health: another may be the probe."""
         if self._probing and turn in (None, self.turn):
             self._probing = False
-            self._until = now
+            self.until = now
 
     def retry_after(self, now: float) -> float:
         """Seconds until a request may enter. While a probe is under way that is a guess."""
-        if self._until is None or now >= self._until:
+        if self.until is None or now >= self.until:
             return 0.0
-        return min(self._until - now, self.settings.open_seconds) if self._probing else self._until - now
+        return min(self.until - now, self.settings.open_seconds) if self._probing else self.until - now
 
     def _fails(self) -> bool:
         """Is it time to open, at this failure?"""
@@ -149,7 +153,7 @@ class Breaker:
         recovered = seen.total - seen.marked >= _ENOUGH or now - self._closed_at >= self._opens_for
         again = self._probing or not recovered
         self._opens_for = min(self._opens_for * 2 if again else settings.open_seconds, settings.max_open_seconds)
-        self._until = now + self._opens_for * (1 - _JITTER * self._random())
+        self.until = now + self._opens_for * (1 - _JITTER * self._random())
         self._probing = False
         self.turn += 1
 

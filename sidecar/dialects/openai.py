@@ -17,6 +17,7 @@ _USUAL = _READ.union(
 )
 _OPTIONS_READ = frozenset(("include_usage",))
 _count = msgspec.json.Decoder(int)
+_text = msgspec.json.Decoder(str)
 
 
 def read_view(members: Envelope) -> View:
@@ -26,18 +27,22 @@ def read_view(members: Envelope) -> View:
     raw_model = members.get("model")
     if raw_model is None:
         raise BodyInvalid("the member 'model' is missing", param="model")
-    model = body.text(raw_model, "model")
+    try:  # as body.text does, without the call
+        model = _text.decode(raw_model)
+    except msgspec.DecodeError:
+        model = body.text(raw_model, "model")
     if not model:
         raise BodyInvalid("the member 'model' is empty", param="model")
     raw_stream = members.get("stream")
-    stream = raw_stream is not None and body.flag(raw_stream, "stream")
+    stream = raw_stream is not None and bytes(raw_stream) != b"false" and body.flag(raw_stream, "stream")
     include = False
     if stream and (options := members.get("stream_options")) is not None:
         include = bool((body.view(options, _StreamOptions | None, "stream_options") or _StreamOptions()).include_usage)
     limit: int | None = None
-    for name in ("max_completion_tokens", "max_tokens"):
-        if limit is None and (raw := members.get(name)) is not None:
-            limit = body.view(raw, int | None, name)
+    if "max_completion_tokens" in members or "max_tokens" in members:
+        for name in ("max_completion_tokens", "max_tokens"):
+            if limit is None and (raw := members.get(name)) is not None:
+                limit = body.view(raw, int | None, name)
     return View(model=model, stream=stream, include_usage=include, max_tokens=limit)
 
 

@@ -58,13 +58,15 @@ class WireUsage(msgspec.Struct):
     reasoning_tokens: float | None = None  # Perplexity
 
     def neutral(self) -> Usage:
-        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
-        details = self.prompt_tokens_details or _NO_DETAILS
-        cached = _count(
-            details.cached_tokens or self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
-        )
-        inner = self.completion_tokens_details
-        reasoning = _count((inner.reasoning_tokens if inner is not None else None) or self.reasoning_tokens)
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        prompt = int(prompt) if prompt is not None and 0 <= prompt < _MOST_TOKENS else 0
+        completion = int(completion) if completion is not None and 0 <= completion < _MOST_TOKENS else 0
+        details, inner = self.prompt_tokens_details or _NO_DETAILS, self.completion_tokens_details
+        told = details.cached_tokens or self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
+        cached = _count(told) if told else 0
+        told = (inner.reasoning_tokens if inner is not None else None) or self.reasoning_tokens
+        reasoning = _count(told) if told else 0
+        written = details.cache_write_tokens or self.cache_creation_input_tokens
         # xAI counts reasoning outside of completion_tokens; its total tells (prompt + completion + reasoning).
         if reasoning and _count(self.total_tokens) == prompt + completion + reasoning:
             completion += reasoning
@@ -74,7 +76,7 @@ class WireUsage(msgspec.Struct):
             input=prompt,
             output=completion,
             cached=cached,
-            cache_write=_count(details.cache_write_tokens or self.cache_creation_input_tokens),
+            cache_write=_count(written) if written else 0,
             reasoning=reasoning,
         )
 

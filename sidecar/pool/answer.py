@@ -23,6 +23,11 @@ class Answer(msgspec.Struct, eq=False):
         connection = self.connection
         return connection.take() if connection is not None and connection.phase is Phase.ENDED else None
 
+    def here(self) -> bytes:
+        """What has come already, which may be nothing."""
+        connection = self.connection
+        return connection.take() if connection is not None and connection.size else b""
+
     async def read(self) -> bytes:
         """All bytes that have come, b"" at the framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
         connection = self.connection

@@ -16,7 +16,7 @@ from sidecar.drive import ENOUGH, Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.pool.outbound import write_head
 from sidecar.types import Deadline, Outbound, Sink
-from sidecar.wire.framing import END, Limits
+from sidecar.wire.framing import Limits
 from sidecar.wire.heads import ResponseHead
 from sidecar.wire.http1 import ResponseReader
 
@@ -210,14 +210,13 @@ class Connection(asyncio.Protocol):
             and transport is not None
             and head is not None
             and head.keep_alive
-            and not (self.size or self._unsent or self._reader.excess)
-            and not transport.is_closing()
+            and not (self.size or self._unsent or transport.is_closing())
             and transport.get_write_buffer_size() == 0
+            and self._reader.renew()
         )
         if not reusable:
             self.abort()
             return
-        self._reader.next()
         self._head = self._error = self._deadline = None
         self.phase = Phase.IDLE
         self.idle_since = self._loop.time()
@@ -254,24 +253,30 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamProtocol(f"{self._origin} answered in broken HTTP: {error.message}"))
             return
         for event in events:
-            if type(event) is bytes:
-                if self._sink is not None:
-                    self._give(self._sink, event)
-                    if self.phase is Phase.LOST:  # by its doing: what else has come is nobody's
-                        return
-                else:
-                    self._buffer.append(event)
-                    self.size += len(event)
-            elif event is END:
-                self.phase = Phase.ENDED
-                self._alarm.at = None
-            elif isinstance(event, ResponseHead):
-                self._head = event
-                self.phase = Phase.BODY
+            if type(event) is not bytes:
+                if not self._mark(event):
+                    return
+            elif self._sink is not None:
+                self._give(self._sink, event)
+            else:
+                self._buffer.append(event)
+                self.size += len(event)
         if self.phase is Phase.BODY:
             self._read_on(began=phase is Phase.HEAD)
         if self._head is not None and (self._sink is None or self.phase is not Phase.BODY):
             self.signal.wake()
+
+    def _mark(self, event: object) -> bool:
+        """A head, or an end. False where nothing more of it is anybody's."""
+        if isinstance(event, ResponseHead):
+            self._head = event
+            self.phase = Phase.BODY
+            return True
+        if self.phase is Phase.LOST:  # a sink's doing: what else has come is nobody's
+            return False
+        self.phase = Phase.ENDED
+        self._alarm.at = None
+        return True
 
     def _give(self, sink: Sink, data: bytes) -> None:
         """To whoever pumps; what it makes of it may fail, which is then the pumping coroutine's to raise."""

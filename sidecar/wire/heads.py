@@ -52,7 +52,6 @@ class Reader(Bodies):
         self._tail = b""  # the last three bytes of an unfinished head
         self._head_bytes = 0
         self._started = False  # a byte of the current message has arrived
-        self._blank = False  # an empty line has been skipped
         self._line = b""  # the head so far, until its first line is whole
         self._padded = False  # a line of the head may end in white space
         self.target = b""
@@ -119,7 +118,7 @@ class Reader(Bodies):
         if self._parser is not None:
             self._tail = b""
             self._head_bytes = 0
-            self._padded = self._blank = False
+            self._padded = False
             self._line = b""
             self.headers = []
             self.target = b""
@@ -127,6 +126,13 @@ class Reader(Bodies):
             self._parser = None
         data, self._held = self._held, b""
         return self.feed(data) if data else []
+
+    def renew(self) -> bool:
+        """Begin the next message, where this one has ended with nothing behind it. Else False: nothing is done."""
+        if self._held or self._state != DONE:
+            return False
+        self.next()
+        return True
 
     def pass_over(self) -> None:
         """The current message has been read by somebody else: what comes from now on belongs to the next."""
@@ -177,12 +183,11 @@ class Reader(Bodies):
 
     def _blank_line(self, data: bytes) -> list[Event]:
         """RFC 9112 2.2 lets a server skip an empty line before a request line; one is plenty."""
-        if data == b"\r" and not self._blank:  # may be half of one
+        if data in (b"\r", b"\r\n"):  # until more has come, to tell one from two
             self._held = data
             return []
-        if self._blank or not data.startswith(b"\r\n"):
+        if not data.startswith(b"\r\n") or data[2:3] in (b"\r", b"\n"):
             raise Malformed("line breaks before the first line")
-        self._blank = True
         return self._feed_head(data[2:])
 
     def _whole_head(self, head: bytes, data: bytes, end: int) -> list[Event]:

@@ -22,7 +22,7 @@ _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)([/?].*)?", re.DOTAL
 # The head of an answer in which nothing needs a decision; whatever else there may be is llhttp's to judge.
 _PLAIN_ANSWER = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9][0-9]) [\t\x20-\x7e\x80-\xff]*+\r\n()"
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*+\r\n)++\r\n"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [!-~\x80-\xff]++(?:[\t ]++[!-~\x80-\xff]++)*+\r\n)++\r\n"
 )
 _FIELD = re.compile(rb"([^:\r]++): ([^\r]++)\r\n")  # where the whole is known to be plain
 _BODILESS: Final = (204, 304)
@@ -154,8 +154,6 @@ class ResponseReader(Reader):
         if (
             end > self.limits.header_bytes
             or len(headers) > self.limits.headers
-            or data.find(b" \r\n", start, end) >= 0
-            or data.find(b"\t\r\n", start, end) >= 0
             or b"upgrade" in index
             or status in _BODILESS
             or (declared is not None and (not declared.isdigit() or len(declared) > _LENGTH_DIGITS))

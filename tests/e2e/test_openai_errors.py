@@ -158,7 +158,7 @@ async def test_a_synchronous_client_is_told_the_same(name: str) -> None:
 
 MIDWAY = [
     ("error_in_stream:2", "the simulated model broke"),
-    ("cut_after:2", CUT),
+    ("cut_after:5", CUT),
     ("reset_after:5", CUT),
     ("truncated", CUT),
     ("stall_after:5", "0.2 s"),
