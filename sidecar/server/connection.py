@@ -105,7 +105,7 @@ class Connection(Sending):
         if (again := self.again) is not None:
             if phase is Phase.HEAD:
                 if (same := again.split(data)) is not None and self.reader.idle:
-                    self._serve_again(again, *same)
+                    self._serve_again(again, same[0], same[1])
                     return
             elif phase is Phase.SERVING and not self.reader.done:  # the request it serves was never the reader's
                 self.reader.pass_over()

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import Malformed
 from sidecar.wire.framing import END, LAST_CHUNK, Headers, Limits, chunk
-from sidecar.wire.heads import RequestHead, ResponseHead, head_lines
+from sidecar.wire.heads import RequestHead, ResponseHead
 from sidecar.wire.http1 import RequestReader, ResponseReader
 from tests.server.corpus import CORPUS, FOLLOWER
 
@@ -409,22 +409,3 @@ def test_whatever_comes_is_told_or_refused(data: bytes, reader: type[Reader], in
     except Malformed as error:
         status = error.status
     assert status in (0, 400, 414, 417, 431, 501, 505)
-
-
-# -- writing
-
-
-def test_lines_of_a_head() -> None:
-    assert head_lines([(b"a", b"b"), (b"c", b"")]) == b"a: b\r\nc: \r\n"
-
-
-@pytest.mark.parametrize(
-    "pair", [(b"a", b"b\r\nc: d"), (b"a", b"b\n"), (b"a", b"\rb"), (b"a", b"\0"), (b"a\r\nb", b"c")]
-)
-def test_a_header_that_would_split_a_head_is_not_written(pair: tuple[bytes, bytes]) -> None:
-    with pytest.raises(Malformed, match="line break"):
-        head_lines([(b"x", b"y"), pair])
-
-
-def test_a_chunk() -> None:
-    assert (chunk(b"x" * 26), LAST_CHUNK) == (b"1a\r\n" + b"x" * 26 + b"\r\n", b"0\r\n\r\n")
