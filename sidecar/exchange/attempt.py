@@ -83,7 +83,6 @@ async def _admitted(exchange: Exchange, target: Target, place: Place) -> Attempt
         )
     turn = breaker.turn
     try:
-        place.adapt()
         key = place.keys.pick(moment)
         if key is None:
             raise ProviderLimited(
@@ -129,6 +128,7 @@ def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None) -> None:
         breaker.success(moment, turn)
         if aimd is not None:
             aimd.success(place.counter.running, moment)
+            place.adapt()
     elif cause in _FAILURES:
         breaker.failure(moment, turn)
     elif cause == "rate_limit":
@@ -138,6 +138,7 @@ def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None) -> None:
         breaker.abandon(moment, turn)
     if aimd is not None and cause in _CROWDED:
         aimd.throttled(moment)
+        place.adapt()
     if exchange.plan.policy in _LEARNING and (cause is None or cause in _FAILURES or cause == "ours"):
         place.target.latency.observe(moment - attempt.began, moment)
 
