@@ -242,7 +242,7 @@ class StreamMeter:
         return self._usage.neutral() if self._usage is not None else None
 
     def feed(self, block: bytes) -> bytes:
-        if not self.started:  # until then each event is decoded
+        if not self.started and b"{" in block:  # until then each event is decoded
             self.started = any(has_content(event.data) for event in sse.events(block))
         if b'"usage"' in block or b'"message_stop"' in block or b'"error"' in block:
             for event in sse.events(block):

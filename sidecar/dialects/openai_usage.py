@@ -186,7 +186,7 @@ class StreamMeter:
 
     def feed(self, block: bytes) -> bytes:
         self._last.append(block)
-        if not self.started:  # until then each event is decoded
+        if not self.started and b"{" in block:  # until then each event is decoded
             self.started = any(has_content(event.data) for event in sse.events(block))
         if b'"error"' in block:
             self._look_for_fault(block)
