@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidecar.dialects.neutral import Begin, Conversation, Delta, Fault, Finish, Meter, TextDelta, ToolBegin
-from sidecar.errors import UpstreamCut
+from sidecar.dialects.neutral import Begin, Conversation, Delta, Fault, Finish, Meter, TextDelta, ToolBegin, instead
+from sidecar.errors import ProviderError, UpstreamCut
 from sidecar.secret import Secret
 from sidecar.types import Inbound, Usage
 from sidecar.wire import sse
@@ -81,16 +81,18 @@ class Opaque:
 
 
 class Across:
-    """Another dialect: events are read to deltas and written again."""
+    """Another dialect, or an answer that may have to be gone on with: events are read to deltas and written again."""
 
     __slots__ = (
         "_before",
+        "_broken",
         "_called",
         "_goes_on",
         "_inflate",
         "_reader",
         "_said",
         "_secrets",
+        "_spaced",
         "_splitter",
         "_writer",
         "failed",
@@ -106,7 +108,7 @@ class Across:
         include_usage: bool,
         coding: bytes | None,
         secrets: tuple[Secret, ...] = (),
-        keep: bool = False,
+        before: list[Usage] | None = None,
     ) -> None:
         self.meter = meter
         self.failed = False
@@ -115,72 +117,98 @@ class Across:
         self._writer = ours.stream_writer(include_usage=include_usage)
         self._inflate = Inflate(coding) if coding else None
         self._secrets = secrets  # that the provider was sent, and may repeat in an error
-        self._before: Usage | None = None  # of the streams that this one goes on with
+        self._before = before  # of the streams that this one goes on with; None: none will be gone on with
         self._goes_on = False
-        self._said: list[str] | None = [] if keep else None  # all text so far, where it may have to be gone on with
+        self._said: list[str] = []  # all text so far, where it may have to be gone on with
+        self._spaced = False  # what was said last is white space, which the next is not to begin with again
         self._called = False
+        self._broken: ProviderError | None = None  # the error in the stream, not told: another may go on
 
     @property
     def resumable(self) -> bool:
         """May another stream go on where this one stops? Not with a tool's call begun, nor before anything was said."""
-        return not self._called and not self.failed and not self._writer.finished and bool(self._said)
+        over = self._before is None or self._called or self.failed or self._writer.finished
+        return not over and bool(self.text.strip())
 
     @property
     def text(self) -> str:
         """What has been said."""
-        return "".join(self._said or ())
+        return "".join(self._said)
 
     def resume(self, meter: Meter, theirs: Conversation, coding: bytes | None, secrets: tuple[Secret, ...]) -> None:
         """Go on with another provider's stream, in the same answer."""
-        if (usage := self.meter.usage) is not None:
-            self._before = usage if self._before is None else self._before.plus(usage)
         self.meter = meter
         self._goes_on = True
+        self._broken = None
+        self._spaced = self.text[-1:].isspace()
         self._splitter = sse.Splitter()
         self._reader = theirs.stream_reader()
         self._inflate = Inflate(coding) if coding else None
         self._secrets = secrets
 
     def feed(self, data: bytes) -> bytes:
+        """Raises the error in a stream that another may go on with, once what came before has been given out."""
+        if self._broken is not None:
+            raise self._broken
         if self._inflate is not None:
             data = self._inflate.feed(data)
         block = self._splitter.feed(data)
         if not block or self._writer.finished:
             return b""
         self.meter.feed(block)
-        return self._write(self._reader.feed(sse.events(block)))
+        out = self._write(self._reader.feed(sse.events(block)))
+        if self._broken is not None and not out:
+            raise self._broken
+        return out
 
     def finish(self) -> bytes:
+        """Raises as `feed` does."""
+        if self._broken is not None:
+            raise self._broken
         if self._writer.finished:
             return b""
-        held = self._splitter.held
+        held, said = self._splitter.held, len(self._said)
+        out = b""
         if held.endswith((b"\n", b"\r")):
             self.meter.feed(held + b"\n\n")
             out = self._write(self._reader.feed(sse.events(held + b"\n\n")))
-        else:
-            out = b""
         if not self._writer.finished:
             if self._inflate is not None:
                 self._inflate.finish()
             out += self._write(self._reader.finish())
+        if self._broken is not None:
+            del self._said[said:]  # nobody has seen it
+            raise self._broken
         return out
 
     def _write(self, deltas: list[Delta]) -> bytes:
         """What has come, in the client's dialect; an error among it is told by that, and need not be told again."""
         for delta in deltas:
-            if type(delta) is TextDelta and self._said is not None:
-                self._said.append(delta.text)
-            elif type(delta) is ToolBegin:
+            if type(delta) is ToolBegin:
                 self._called = True
             elif type(delta) is Fault:
-                self.failed = True
                 for secret in self._secrets:
                     delta.message = secret.redact(delta.message.encode()).decode()
-            elif type(delta) is Finish and delta.usage is not None and self._before is not None:
-                delta.usage = delta.usage.plus(self._before)
-        if self._goes_on:  # the answer has begun long ago
-            deltas = [delta for delta in deltas if type(delta) is not Begin]
+                self.failed = not self.resumable
+        if self._before is not None:
+            deltas = [delta for delta in deltas if self._tell(delta)]
         return self._writer.write(deltas)
+
+    def _tell(self, delta: Delta) -> bool:
+        """Remember what is needed to go on with the answer. False: the client is not to see it."""
+        if type(delta) is TextDelta:
+            if self._spaced:
+                delta.text = delta.text.lstrip()
+                self._spaced = not delta.text
+            self._said.append(delta.text)
+            return bool(delta.text)
+        if type(delta) is Fault and not self.failed:
+            self._broken = UpstreamCut(delta.message) if delta.code == UpstreamCut.code else instead(delta)
+            return False
+        if type(delta) is Finish:
+            for usage in self._before or ():
+                delta.usage = usage if delta.usage is None else delta.usage.plus(usage)
+        return type(delta) is not Begin or not self._goes_on  # the answer has begun long ago
 
 
 async def gather(inbound: Inbound, most: int) -> tuple[bytes, bool]:

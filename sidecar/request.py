@@ -112,13 +112,21 @@ def presented(headers: Headers) -> tuple[bytes, Secret] | None:
 
 
 def translate(
-    target: Target, endpoint: Endpoint, members: Envelope, client: Client, asking: Asking, *, stream: bool, key: int = 0
+    target: Target,
+    endpoint: Endpoint,
+    members: Envelope,
+    client: Client,
+    asking: Asking,
+    *,
+    stream: bool,
+    key: int = 0,
+    said: str = "",
 ) -> tuple[Outbound, bool, bytes]:
     """The request in the target's words: its dialect, its model name, its key, and none of the client's credentials.
 
     Also answers whether the provider is asked for a usage event that the client did not ask for, and the header line
-    of what is left out. `key`: which of the provider's. Raises BodyInvalid and Unsupported (translation), Unauthorized
-    and Misconfigured (the key).
+    of what is left out. `key`: which of the provider's. `said`: the answer so far, which is to be gone on with. Raises
+    BodyInvalid and Unsupported (translation), Unauthorized and Misconfigured (the key).
     """
     upstream, spoken = target.upstream, endpoint.dialect
     translated = target.dialect != spoken
@@ -135,6 +143,8 @@ def translate(
         hide_usage = stream and upstream.stream_usage and DIALECTS[spoken].ask_usage(sent)
         if client.query and endpoint.model is None:  # Azure's is of Azure's paths
             path = _with_query(path, client.query)
+    if said:
+        sent["messages"] = _begun(sent["messages"], said, upstream)
     for name, value in target.params:
         sent[name] = value
     for name in upstream.drop:
@@ -150,6 +160,14 @@ def translate(
     auth = upstream.auths[key] if upstream.auths else _auth(upstream, client.headers)
     outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
     return outbound, hide_usage, dropped_line(dropped) if dropped else b""
+
+
+def _begun(messages: msgspec.Raw, said: str, upstream: Upstream) -> msgspec.Raw:
+    """The conversation with the answer so far as its last message (prefill): in the same words in each dialect."""
+    message: dict[str, object] = {"role": "assistant", "content": said.rstrip()}  # Anthropic refuses white space there
+    if upstream.prefill == "prefix":
+        message["prefix"] = True
+    return body.raw([*body.view(messages, list[msgspec.Raw], "messages"), message])
 
 
 def _with_query(path: bytes, query: bytes) -> bytes:

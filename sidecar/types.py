@@ -126,6 +126,10 @@ class Inbound(Protocol):
         """The whole body, if all of it came together with the head."""
         ...
 
+    def here(self) -> bytes:
+        """What has come of the body already, which may be nothing."""
+        ...
+
     async def read(self) -> bytes:
         """The next bytes of the body, b"" at its framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
         ...
@@ -157,8 +161,12 @@ class Client(Protocol):
     index: dict[bytes, bytes]  # the headers by name; of a repeated one the last
     query: bytes  # of the request target, without the question mark
     notes: dict[str, Any]  # of the spine's, kept for every request with the same head
-    gone: bool  # it has left: nobody reads what is answered
     stay: bool  # set by the spine: its exchange goes on without it
+
+    @property
+    def gone(self) -> bool:
+        """It has left: nobody reads what is answered."""
+        ...
 
     def body(self, most: int) -> bytes | None:
         """The whole body, if it is here already. Raises BodyTooLarge."""

@@ -9,11 +9,9 @@ from typing import Final
 from sidecar import request, retry
 from sidecar.clock import now, wall
 from sidecar.dialects import CONVERSATIONS, DIALECTS
-from sidecar.dialects.neutral import Fault
 from sidecar.drive import ENOUGH
 from sidecar.errors import (
     ConcurrencyLimited,
-    ErrorInAnswer,
     ProviderLimited,
     RateLimited,
     SidecarError,
@@ -24,25 +22,18 @@ from sidecar.errors import (
     UpstreamTimeout,
 )
 from sidecar.exchange.state import Attempt, Exchange, Place
+from sidecar.exchange.verdict import LEARNING, blamed, cause_in_answer, tell
 from sidecar.limits import RANKS, Counter, cost
 from sidecar.relay import Across, Opaque, Through, Way, gather
 from sidecar.request import Asking
 from sidecar.retry import Cause
-from sidecar.types import Counting, Inbound, Permit, Refused, Target, Wait
+from sidecar.types import Counting, Deadline, Inbound, Outbound, Permit, Refused, Target, Wait
 from sidecar.wire.coding import Inflate
 
 _EVENTS: Final = b"text/event-stream"
 HELD_BYTES: Final = 64 * 1024  # a body is held until it is whole or this long: until then, others may try
 TRANSLATED_BYTES: Final = 64 * 1024 * 1024
 ERROR_BYTES: Final = 1024 * 1024
-COOL_SECONDS: Final = 1.0  # of a key that was refused without a word on when to come back
-MOST_COOL_SECONDS: Final = 600.0
-# What counts against a target, and what tells that its provider has too much to do.
-_FAILURES: Final = frozenset[Cause](
-    ("connect", "timeout", "gateway_timeout", "cut", "protocol", "server", "overloaded", "in_answer", "empty")
-)
-_CROWDED: Final = frozenset[Cause](("rate_limit", "overloaded", "timeout", "gateway_timeout"))
-_LEARNING: Final = frozenset(("least-latency", "hedge"))  # policies that go by the time to the first content
 
 
 async def begin(exchange: Exchange, target: Target) -> Attempt:
@@ -50,58 +41,90 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
 
     Raises SidecarError where there is none; then nothing is held any more.
     """
-    place = exchange.spine.place(target)
-    attempt = exchange.attempt = await _admitted(exchange, target, place)
+    place = exchange.spine.places.get(target.key) or exchange.spine.place(target)
+    moment = now()
+    health, key = place.target, 0
+    if not place.simple or health.breaker.until is not None or moment < place.keys.until[0]:
+        key = _pass(target, place, moment)
+    turn = health.breaker.turn
+    decision = place.counter.enter(moment)
+    if type(decision) is Counter:
+        permit: Permit = decision
+    else:
+        permit, turn, key = await _queue_up(exchange, target, place, turn, key, decision)
+    health.in_flight += 1
+    attempt = exchange.attempt = Attempt(target, place, permit, turn, key, moment)
+    cause: Cause | None = "ours"
     try:
-        inbound = await _ask(exchange, attempt)
+        outbound, deadline = _outbound(exchange, attempt)
+        attempt.began = now()
+        inbound = attempt.inbound = await exchange.spine.pool.send(outbound, deadline, target.upstream.pool)
         if inbound.status >= 300:
             await _gather_refusal(attempt, inbound)
         elif exchange.view.stream or inbound.index.get(b"content-type", b"")[:17].lower() == _EVENTS:
             await _begin_stream(exchange, attempt, inbound)
         elif (data := inbound.whole()) is not None:
-            _take(attempt, inbound, data)
+            _take(exchange, attempt, inbound, data)
         else:
             await _gather(exchange, attempt, inbound)
+        cause = attempt.cause
     except BaseException as error:
-        tell(exchange, attempt, retry.cause_of(error) if isinstance(error, SidecarError) else "ours")
+        cause = blamed(exchange, error)
         attempt.close()
         raise
     finally:
-        exchange.outcome.waited += now() - attempt.began
-    tell(exchange, attempt, attempt.cause)
+        moment = now()
+        exchange.outcome.waited += moment - attempt.began
+        if cause is None and attempt.meter is None and place.simple and exchange.plan.policy not in LEARNING:
+            health.breaker.success(moment, turn)
+        else:
+            tell(exchange, attempt, cause, moment)
     return attempt
 
 
-async def _admitted(exchange: Exchange, target: Target, place: Place) -> Attempt:
-    """Past the target's breaker, its provider's limits, and with one of its keys."""
-    moment = now()
-    breaker, counter = place.target.breaker, place.counter
+def _pass(target: Target, place: Place, moment: float) -> int:
+    """Past the target's breaker, with one of its provider's keys. Raises TargetDown, ProviderLimited."""
+    breaker = place.target.breaker
     if not breaker.enter(moment):
         raise TargetDown(
             f"{target.key} has failed too often, and is left alone for a moment",
             retry_after=breaker.retry_after(moment),
         )
-    turn = breaker.turn
+    key = place.keys.pick(moment)
+    if key is None:
+        breaker.abandon(moment, breaker.turn)
+        raise ProviderLimited(
+            f"provider {target.upstream.name} has refused its keys for now",
+            retry_after=place.keys.retry_after(moment),
+        )
+    return key
+
+
+async def _queue_up(
+    exchange: Exchange, target: Target, place: Place, turn: int, key: int, decision: Permit | Refused | None
+) -> tuple[Permit, int, int]:
+    """The permit, once there is room. By then the target may have failed, or its key been refused: see again."""
+    breaker = place.target.breaker
     try:
-        key = place.keys.pick(moment)
-        if key is None:
-            raise ProviderLimited(
-                f"provider {target.upstream.name} has refused its keys for now",
-                retry_after=place.keys.retry_after(moment),
-            )
-        decision = counter.enter(moment)
-        permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
+        permit = await admit(exchange, place.counter, decision)
     except BaseException:
-        breaker.abandon(moment, turn)
+        breaker.abandon(now(), turn)
         raise
-    place.target.in_flight += 1
-    return Attempt(target, place, permit, turn, key, moment)
+    moment = now()
+    if turn == breaker.turn and not place.keys.rests(key, moment):
+        return permit, turn, key
+    breaker.abandon(moment, turn)
+    try:
+        key = _pass(target, place, moment)
+    except BaseException:
+        permit.release()
+        raise
+    return permit, breaker.turn, key
 
 
-async def _ask(exchange: Exchange, attempt: Attempt) -> Inbound:
-    """Translate and send; the provider's answer, once its head has come."""
+def _outbound(exchange: Exchange, attempt: Attempt) -> tuple[Outbound, Deadline]:
+    """The request in the target's words, and the limits of its time."""
     target, view = attempt.target, exchange.view
-    upstream = target.upstream
     outbound, attempt.hide_usage, attempt.dropped = request.translate(
         target,
         exchange.endpoint,
@@ -110,57 +133,27 @@ async def _ask(exchange: Exchange, attempt: Attempt) -> Inbound:
         exchange.asking,
         stream=view.stream,
         key=attempt.key,
+        said="" if exchange.resumed is None else exchange.resumed.text,
     )
     if outbound.auth is not None:
         attempt.secrets = (outbound.auth.secret,)
-    deadline = request.deadline(upstream, view, attempt.began, exchange.expires)
-    attempt.began = now()
-    inbound = attempt.inbound = await exchange.spine.pool.send(outbound, deadline, upstream.pool)
-    return inbound
+    return outbound, request.deadline(target.upstream, view, attempt.began, exchange.expires)
 
 
-def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None) -> None:
-    """What an attempt's end says of its target, to those who decide on the next."""
-    moment = now()
-    place, turn = attempt.place, attempt.turn
-    breaker, aimd = place.target.breaker, place.provider.aimd
-    if cause is None:
-        breaker.success(moment, turn)
-        if aimd is not None:
-            aimd.success(place.counter.running, moment)
-            place.adapt()
-    elif cause in _FAILURES:
-        breaker.failure(moment, turn)
-    elif cause == "rate_limit":
-        breaker.throttled(moment, turn)
-        _cool(attempt, moment)
-    else:
-        breaker.abandon(moment, turn)
-    if aimd is not None and cause in _CROWDED:
-        aimd.throttled(moment)
-        place.adapt()
-    if exchange.plan.policy in _LEARNING and (cause is None or cause in _FAILURES or cause == "ours"):
-        place.target.latency.observe(moment - attempt.began, moment)
-
-
-def _cool(attempt: Attempt, moment: float) -> None:
-    """A refusal is one key's: it is left alone for as long as the provider says. The only one, only if it says so."""
-    keys = attempt.place.keys
-    asked = attempt.asked
-    if asked is None and len(keys) > 1:
-        asked = COOL_SECONDS
-    if asked is not None:
-        keys.cool(attempt.key, moment + min(asked, MOST_COOL_SECONDS))
-
-
-def _take(attempt: Attempt, inbound: Inbound, data: bytes) -> None:
-    """A body that is all here."""
+def _take(exchange: Exchange, attempt: Attempt, inbound: Inbound, data: bytes) -> None:
+    """A body that is all here, in the client's words: what cannot be said in them was no answer."""
     attempt.data, attempt.whole = data, True
     coding = inbound.index.get(b"content-encoding")
     plain = attempt.plain = data if coding is None else unpacked(coding, data)
     attempt.usage, attempt.fault = DIALECTS[attempt.target.dialect].measure(plain)
-    if attempt.fault is not None:
-        attempt.cause = _cause_in_answer(attempt.fault)
+    ours, theirs = exchange.endpoint.dialect, attempt.target.dialect
+    if theirs != ours:
+        if exchange.view.stream and attempt.fault is None:
+            name = attempt.target.upstream.name
+            raise UpstreamProtocol(f"provider {name} answered a request for a stream with one body")
+        attempt.data = CONVERSATIONS[ours].write_reply(CONVERSATIONS[theirs].read_reply(plain))
+    elif attempt.fault is not None:
+        attempt.cause = cause_in_answer(attempt.fault)
 
 
 async def _gather(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> None:
@@ -168,7 +161,7 @@ async def _gather(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Non
     translated = attempt.target.dialect != exchange.endpoint.dialect or exchange.view.stream
     data, whole = await gather(inbound, TRANSLATED_BYTES if translated else HELD_BYTES)
     if whole:
-        _take(attempt, inbound, data)
+        _take(exchange, attempt, inbound, data)
     elif translated:
         name = attempt.target.upstream.name
         raise UpstreamProtocol(f"provider {name} answered with more than {TRANSLATED_BYTES} bytes")
@@ -196,7 +189,7 @@ async def _gather_refusal(attempt: Attempt, inbound: Inbound) -> None:
     coding = inbound.index.get(b"content-encoding")
     plain = attempt.plain = attempt.data if coding is None else unpacked(coding, attempt.data)
     attempt.cause = retry.cause(inbound.status, plain)
-    if attempt.cause in ("rate_limit", "overloaded"):
+    if retry.WAYS[attempt.cause] == "retry":
         asked = retry.after(inbound.index, wall())
         attempt.asked = retry.after_body(plain) if asked is None else asked
 
@@ -208,11 +201,12 @@ async def _begin_stream(exchange: Exchange, attempt: Attempt, inbound: Inbound) 
         return
     way = attempt.way = _way(exchange, attempt, inbound)
     meter = attempt.meter = way.meter
-    attempt.data = way.feed(await inbound.read())
+    data = inbound.here()
+    attempt.data = way.feed(data) if data else b""
     if not meter.started and meter.fault is None:
         await _hold(exchange, attempt, inbound, way)
     if meter.fault is not None and not meter.started:
-        attempt.cause = _cause_in_answer(meter.fault)
+        attempt.cause = cause_in_answer(meter.fault)
     elif attempt.whole and not meter.started:
         attempt.cause = "empty"
 
@@ -249,11 +243,6 @@ async def _hold(exchange: Exchange, attempt: Attempt, inbound: Inbound, way: Way
         meter.start()
 
 
-def _cause_in_answer(fault: Fault) -> Cause:
-    """Of an error inside an answer whose status is 200."""
-    return retry.cause_of(ErrorInAnswer(fault.message, status=fault.status, their_code=fault.code))
-
-
 async def _looks_like_events(inbound: Inbound) -> bool:
     """A stream was asked for, and what comes is not declared as one: some providers forget to."""
     data, whole = await gather(inbound, 0)
@@ -265,7 +254,12 @@ async def _looks_like_events(inbound: Inbound) -> bool:
 def _way(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Across | Opaque | Through:
     ours, theirs = exchange.endpoint.dialect, attempt.target.dialect
     coding = inbound.index.get(b"content-encoding")
-    continues = exchange.plan.model.continuation and theirs in CONVERSATIONS and ours in CONVERSATIONS
+    continues = (
+        exchange.plan.model.continuation
+        and theirs in CONVERSATIONS
+        and ours in CONVERSATIONS
+        and exchange.dialect.choices(exchange.members) == 1
+    )
     if theirs != ours or continues:
         meter = DIALECTS[theirs].meter(stream=True, hide_usage=False)
         if exchange.resumed is not None:
@@ -278,7 +272,7 @@ def _way(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Across | Opa
             include_usage=exchange.view.include_usage,
             coding=coding,
             secrets=attempt.secrets,
-            keep=continues,
+            before=exchange.before if continues else None,
         )
     choices = exchange.dialect.choices(exchange.members)
     meter = exchange.dialect.meter(stream=True, hide_usage=attempt.hide_usage, choices=choices)

@@ -7,54 +7,50 @@ be gone on with by another.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from sidecar import retry
 from sidecar.clock import now
 from sidecar.errors import ProviderError
 from sidecar.exchange.state import Attempt, Exchange
-from sidecar.exchange.tries import try_once
+from sidecar.exchange.tries import settle, try_once
 from sidecar.relay import Across
-from sidecar.types import Envelope, Target
-from sidecar.wire import body
+from sidecar.types import Target
 
 
 async def go_on(exchange: Exchange, attempt: Attempt, error: ProviderError) -> Attempt:
     """The attempt that goes on with this one, which is over. Raises `error` where none can."""
-    moment, plan = now(), exchange.plan
-    attempt.place.target.breaker.failure(moment, attempt.turn)
     way = attempt.way
-    if not plan.model.continuation or type(way) is not Across or not way.resumable or moment >= exchange.expires:
+    if type(way) is not Across or not way.resumable or not _may(exchange, error):
         raise error
-    asked = exchange.members
-    if (usage := way.meter.usage) is not None:
+    usage = way.meter.usage
+    if usage is not None:
         exchange.before.append(usage)
     exchange.resumed = way
-    for target in plan.targets:
-        if target is attempt.target or not target.upstream.prefill or not retry.may_fall_back("cut", plan.fallback_on):
-            continue
-        exchange.members = _prefilled(asked, way.text, target)
+    for target in _others(exchange, attempt.target):
         got = await try_once(exchange, target)
-        if type(got) is Attempt:
+        if isinstance(got, Attempt) and got.way is way:
             exchange.record.continued += 1
-            got.data = b": sidecar: the answer goes on from %b\n\n%b" % (
-                target.key.encode("ascii", "replace"),
-                got.data,
-            )
+            comment = b": sidecar: the answer goes on from %b\n\n" % target.key.encode("ascii", "replace")
+            got.data = comment + got.data
             return got
         got.close()
+        if not _may(exchange, error):
+            break
+    if usage is not None:
+        exchange.before.pop()
+    settle(exchange, attempt.target, attempt)
     raise error
 
 
-def _prefilled(members: Envelope, text: str, target: Target) -> Envelope:
-    """The request with the answer so far as its last message, in the words that both conversational dialects share."""
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": text.rstrip(),
-    }  # Anthropic takes no white space at its end
-    if target.upstream.prefill == "prefix":
-        message["prefix"] = True
-    messages = body.view(members["messages"], list[msgspec.Raw], "messages")
-    return {**members, "messages": body.raw([*messages, message])}
+def _may(exchange: Exchange, error: ProviderError) -> bool:
+    """Is there leave to ask another target, and time, and somebody to be answered?"""
+    may = exchange.asking.fallback and retry.may_fall_back(retry.cause_of(error), exchange.plan.fallback_on)
+    return may and now() < exchange.expires and not exchange.client.gone
+
+
+def _others(exchange: Exchange, broken: Target) -> list[Target]:
+    """Those behind it in the plan, round to it, that take a prefill. As many in all as there are others."""
+    targets = exchange.plan.targets
+    if exchange.record.continued >= len(targets) - 1:
+        return []
+    at = targets.index(broken)
+    return [target for target in (*targets[at + 1 :], *targets[:at]) if target.upstream.prefill]

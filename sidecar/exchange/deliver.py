@@ -7,7 +7,7 @@ from typing import Final
 
 from sidecar import answer
 from sidecar.clock import now
-from sidecar.dialects import CONVERSATIONS, DIALECTS
+from sidecar.dialects import DIALECTS
 from sidecar.dialects.neutral import Meter
 from sidecar.errors import ErrorInAnswer, SidecarError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.exchange.state import Attempt, Exchange
@@ -19,24 +19,23 @@ _ROUTE_BYTES: Final = 4096
 _DECODED: Final = (b"content-encoding",)
 
 
-async def deliver(exchange: Exchange, attempt: Attempt) -> None:
-    """Send on what the attempt brought, until the last byte. From here on there is no other target."""
+def deliver(exchange: Exchange, attempt: Attempt) -> Awaitable[None] | None:
+    """Send on what the attempt brought, until the last byte. From here on there is no other target.
+
+    What it answers is to be waited for: nothing, where all has gone.
+    """
     inbound = attempt.inbound
     assert inbound is not None
     exchange.target = attempt.target
     if exchange.streaming and attempt.way is None:
         raise _too_late(attempt, inbound)
     if inbound.status >= 300:
-        wait = _refusal(exchange, attempt, inbound)
-    elif attempt.way is not None:
-        return await _stream(exchange, attempt, inbound, attempt.way)
-    elif attempt.meter is not None:
-        return await _long(exchange, attempt, inbound, attempt.meter)
-    else:
-        wait = _whole(exchange, attempt, inbound)
-    if wait is not None:
-        await wait
-    return None
+        return _refusal(exchange, attempt, inbound)
+    if attempt.way is not None:
+        return _stream(exchange, attempt, inbound, attempt.way)
+    if attempt.meter is not None:
+        return _long(exchange, attempt, inbound, attempt.meter)
+    return _whole(exchange, attempt, inbound)
 
 
 def _whole(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Awaitable[None] | None:
@@ -46,13 +45,8 @@ def _whole(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Awaitable[
     sent = rules.downward(inbound.headers, inbound.index)
     coding = inbound.index.get(b"content-encoding")
     if coding is not None and (theirs != ours or coding.lower() not in exchange.asking.accepts):
-        data, sent = attempt.plain, answer.without(sent, *_DECODED)
+        data, sent = data if theirs != ours else attempt.plain, answer.without(sent, *_DECODED)
     if theirs != ours:
-        if exchange.view.stream:
-            raise UpstreamProtocol(
-                f"provider {attempt.target.upstream.name} answered a request for a stream with one body"
-            )
-        data = CONVERSATIONS[ours].write_reply(CONVERSATIONS[theirs].read_reply(data))
         sent = [*answer.without(sent, b"content-type"), answer.JSON]
     return send(exchange, inbound.status, sent, data, inbound.index)
 

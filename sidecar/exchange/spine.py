@@ -27,7 +27,6 @@ from sidecar.errors import (
     SidecarError,
     Unsupported,
     UpstreamCut,
-    UpstreamTimeout,
 )
 from sidecar.exchange import coalesce
 from sidecar.exchange.attempt import admit
@@ -36,6 +35,7 @@ from sidecar.exchange.deliver import deliver, explained, send
 from sidecar.exchange.heartbeat import Heartbeat
 from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Spine
 from sidecar.exchange.tries import obtain
+from sidecar.exchange.verdict import tell_end
 from sidecar.limits import Counter
 from sidecar.request import Asking
 from sidecar.routing import Plan
@@ -72,13 +72,13 @@ def request_id() -> str:
     return f"req_{next(_serial):016x}"
 
 
-async def run(spine: Spine, endpoint: Endpoint, client: Client) -> None:
+def run(spine: Spine, endpoint: Endpoint, client: Client) -> Coroutine[Any, Any, None]:
     """Serve one request. Never raises for anything a peer does; cancelled when its client goes, or the server stops."""
     began = now()
     record = Record(request_id=f"req_{next(_serial):016x}", endpoint=endpoint.path)
     exchange = Exchange(spine, endpoint, DIALECTS[endpoint.dialect], client, record, Outcome(began))
     spine.duty.retries.request(began)
-    await _finish(exchange, _steps(exchange))
+    return _finish(exchange, _steps(exchange))
 
 
 async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
@@ -88,8 +88,6 @@ async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
     try:
         try:
             await work
-            if client.gone and client.stay:
-                record.status, record.error = ClientGone.status, ClientGone.code
         except SidecarError as error:
             await _respond(exchange, error)
         except Exception:  # noqa: BLE001  # the border: a bug of ours is told once, and is no peer's problem
@@ -99,11 +97,12 @@ async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
         if not client.gone:  # the server's deadline for draining, or the host's own reasons
             await _respond(exchange, Draining("the sidecar is shutting down; ask again", retry_after=1.0))
             raise
-        record.status, record.error = ClientGone.status, ClientGone.code
     except OSError:  # what other servers' send() may raise once the client has gone (ASGI 2.4)
         record.status, record.error = ClientGone.status, ClientGone.code
     finally:
         spine.duty.active -= 1
+        if client.gone:
+            record.status, record.error = ClientGone.status, ClientGone.code
         _account(exchange)
 
 
@@ -136,12 +135,11 @@ async def _steps(exchange: Exchange) -> None:
     permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
     try:
         model = plan.model
+        serve = _answer_slowly if model.keepalive_comment_seconds is not None and view.stream else _answer
         if model.coalesce and asking.share:
-            await coalesce.join(exchange, lambda alike: _finish(alike, _answer(alike, plan)))
-        elif model.keepalive_comment_seconds is not None and view.stream:
-            await _answer_slowly(exchange, plan, model.keepalive_comment_seconds)
+            await coalesce.join(exchange, lambda alike: _finish(alike, serve(alike, plan)))
         else:
-            await _answer(exchange, plan)
+            await serve(exchange, plan)
     finally:
         permit.release()
     return None
@@ -149,22 +147,29 @@ async def _steps(exchange: Exchange) -> None:
 
 async def _answer(exchange: Exchange, plan: Plan) -> None:
     """Obtain an answer, and deliver it: the provider's permit and connection are held until its last byte."""
-    exchange.client.stay = exchange.spine.config.on_disconnect.policy == "drain"
+    if exchange.spine.stays:
+        exchange.client.stay = True
     attempt: Attempt | None = await obtain(exchange, plan)
     while attempt is not None:
         broken: ProviderError | None = None
         try:
-            await deliver(exchange, attempt)
-        except (UpstreamCut, UpstreamTimeout) as error:
+            if (wait := deliver(exchange, attempt)) is not None:
+                await wait
+            if attempt.meter is not None:
+                tell_end(exchange, attempt)
+        except ProviderError as error:
+            tell_end(exchange, attempt, error)
             broken = error
         finally:
             attempt.close()
         attempt = None if broken is None else await go_on(exchange, attempt, broken)
 
 
-async def _answer_slowly(exchange: Exchange, plan: Plan, seconds: float) -> None:
+async def _answer_slowly(exchange: Exchange, plan: Plan) -> None:
     """The same, with comments for the client while there is nothing else."""
-    heartbeat = Heartbeat(exchange, seconds)
+    seconds = plan.model.keepalive_comment_seconds
+    assert seconds is not None
+    heartbeat = exchange.client = Heartbeat(exchange, seconds)
     try:
         await _answer(exchange, plan)
     finally:
@@ -229,10 +234,10 @@ async def _respond(exchange: Exchange, error: SidecarError) -> None:
     record.error = error.code
     way = exchange.attempt.way if exchange.attempt is not None else None
     wait = None
+    for secret in exchange.attempt.secrets if exchange.attempt is not None else ():
+        error.message = secret.redact(error.message.encode()).decode()  # an error in an answer may repeat the key
     if outcome.first_byte_at is None and not exchange.streaming:
         record.status = error.status
-        for secret in exchange.attempt.secrets if exchange.attempt is not None else ():
-            error.message = secret.redact(error.message.encode()).decode()  # an error in an answer may repeat the key
         headers, data = answer.refusal(error, exchange.dialect, record, spent=exchange.spent)
         wait = client.answer(error.status, headers, explained(exchange), data, more=False)
     elif exchange.streaming and not outcome.complete:

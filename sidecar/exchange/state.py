@@ -38,10 +38,10 @@ class Duty:
     def __init__(self) -> None:
         self.health = Health(random.random)
         self.retries = RetryBudget()
-        self.hedges: dict[str, HedgeBudget] = {}  # by the model asked for, of those that may be hedged
+        self.hedges: dict[tuple[str, float], HedgeBudget] = {}  # by the model asked for, and the percent that it allows
         self.flights: dict[bytes, Any] = {}  # exchanges that others may join (coalesce.Flight), by what was asked
         self.active = 0  # exchanges
-        self._budget = (0.0, 0)
+        self._budget: tuple[float, int] | None = None  # what that of retries was made of
         self._keys: dict[str, Keys] = {}  # by the target's key
 
     def keys_of(self, target: str, count: int) -> Keys:
@@ -69,6 +69,7 @@ class Place(msgspec.Struct, eq=False):
     counter: Counter  # of its provider
     provider: ProviderHealth
     target: TargetHealth
+    simple: bool  # its provider has one key, and takes as many at once as is configured
     keys: Keys  # its provider's, as they do at this target: providers limit each model by itself
 
     def adapt(self) -> None:
@@ -92,15 +93,13 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     ledger: Ledger
     duty: Duty
+    stays: bool = False  # an answer is read to its end although its client has left
 
     def __repr__(self) -> str:
         return f"<Spine {len(self.providers)} providers, {len(self.callers)} callers>"
 
     def place(self, target: Target) -> Place:
-        """Where a target's numbers are kept."""
-        return self.places.get(target.key) or self._place(target)
-
-    def _place(self, target: Target) -> Place:
+        """Where a target's numbers are kept: of one that is not among `places` yet, or not any more."""
         health, upstream = self.duty.health, target.upstream
         table = self.config.providers[upstream.name]
         if len(self.places) >= MOST_NAMES:
@@ -110,6 +109,7 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
             self.providers[upstream.name],
             health.provider(upstream.name, table.limits.adaptive, keys),
             health.target(target.key, table.breaker),
+            keys == 1 and not table.limits.adaptive,
             self.duty.keys_of(target.key, keys),
         )
         aimd = place.provider.aimd

@@ -71,7 +71,10 @@ class Stand:
 
     def idle(self) -> bool:
         """Nothing is under way."""
+        duty = self.app._duty
         quiet = all(row[name] == 0 for row in self.app.pool.stats() for name in ("dialing", "busy", "waiting"))
+        quiet = quiet and all(row.get("in_flight", 0) == 0 for row in duty.health.stats())
+        quiet = quiet and not duty.active and " 0 under way" in repr(duty.retries)
         return quiet and not self.server.work and repr(self.app._limits) == "<Limits 0 running, 0 waiting>"
 
     def lines(self) -> list[dict[str, Any]]:
@@ -118,7 +121,7 @@ async def standing(
     script: Script | Callable[[int], Script],
     *,
     timeouts: Mapping[str, float] | None = None,
-    models: Mapping[str, tuple[str, ...]] | None = None,
+    models: Mapping[str, tuple[str, ...] | Model] | None = None,
     settings: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     peer: Mapping[str, Any] | None = None,
@@ -137,7 +140,10 @@ async def standing(
             full = Config(
                 server=Settings(listen=("127.0.0.1:0",), drain_seconds=0.5, **(settings or {})),
                 providers={**both, **(more(raw) if more else {})},
-                models={name: Model(targets=targets) for name, targets in (models or {}).items()},
+                models={
+                    name: each if isinstance(each, Model) else Model(targets=each)
+                    for name, each in (models or {}).items()
+                },
                 **{"retry": ONE_TRY, **config},
             )
             app = Sidecar(full, guard=True)
