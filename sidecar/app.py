@@ -117,6 +117,7 @@ class Sidecar:
             ledger=self._ledger,
             places={},
             duty=self._duty,
+            stays=config.on_disconnect.policy == "drain",
         )
 
     @property

@@ -53,7 +53,10 @@ class Breaker:
     sent before the breaker opened can be taken for the probe.)
     """
 
-    __slots__ = ("_closed_at", "_in_row", "_opens_for", "_probing", "_random", "_seen", "settings", "turn", "until")
+    __slots__ = (
+        *("_closed_at", "_in_row", "_opens_for", "_probing", "_random", "_seen"),
+        *("cuts", "settings", "turn", "until"),
+    )
 
     def __init__(self, settings: BreakerSettings, random: Callable[[], float]) -> None:
         self.settings = settings
@@ -62,6 +65,7 @@ class Breaker:
         self.until: float | None = None  # None: closed; else when the next request may enter
         self._probing = False
         self._in_row = 0
+        self.cuts = 0  # answers that broke off, since one ended well: set to 0 by whoever sees that
         self._seen = Rolling(_SPAN)  # what ended; marked: failures
         self._opens_for = 0.0
         self._closed_at = float("-inf")
@@ -102,7 +106,7 @@ class Breaker:
             self._probing = False
             self.until = None
             self._closed_at = now
-            self._in_row = 0
+            self._in_row = self.cuts = 0
             self._seen = Rolling(_SPAN)
             self.turn += 1
 
@@ -117,6 +121,19 @@ class Breaker:
             if self._fails():
                 self._open(now)
         elif self._probing:
+            self._open(now)
+
+    def cut(self, now: float, turn: int, others: int) -> None:
+        """An answer broke off that `success` had been told of, while so many others were under way at the target.
+
+        A row of them is one where none ended well and fewer go on than broke off: where answers are long, many that
+        are well have not ended yet, and their beginnings alone say that the target lives.
+        """
+        if turn != self.turn or self.until is not None:
+            return
+        self.cuts += 1
+        self._seen.mark(now)
+        if self._fails() or self.cuts >= max(self.settings.consecutive_failures, others + 1):
             self._open(now)
 
     def throttled(self, now: float, turn: int | None = None) -> None:

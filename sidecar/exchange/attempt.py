@@ -75,7 +75,7 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
     finally:
         moment = now()
         exchange.outcome.waited += moment - attempt.began
-        if cause is None and attempt.meter is None and place.simple and exchange.plan.policy not in LEARNING:
+        if cause is None and place.simple and exchange.plan.policy not in LEARNING:
             health.breaker.success(moment, turn)
         else:
             tell(exchange, attempt, cause, moment)

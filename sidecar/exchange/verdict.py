@@ -32,14 +32,13 @@ def blamed(exchange: Exchange, error: BaseException) -> Cause:
 
 
 def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None, moment: float) -> None:
-    """What came of an attempt, to those who decide on the next. How an answer ends that goes on is told at its end."""
+    """What came of an attempt, to those who decide on the next."""
     place = attempt.place
     breaker, aimd = place.target.breaker, place.provider.aimd
     if cause is not None:
         _count(attempt, cause, moment)
     else:
-        if attempt.meter is None or breaker.until is not None:  # a probe has shown enough
-            breaker.success(moment, attempt.turn)
+        breaker.success(moment, attempt.turn)
         if aimd is not None:
             aimd.success(place.counter.running, moment)
             place.adapt()
@@ -50,21 +49,24 @@ def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None, moment: floa
 
 
 def tell_end(exchange: Exchange, attempt: Attempt, error: SidecarError | None = None) -> None:
-    """How an answer has ended whose first content was good: of one that broke off the target is told as of any cut."""
+    """How an answer has ended whose first content was good, and was told of as a success."""
     if attempt.cause is not None or attempt.meter is None:
         return  # all has been told
     fault, moment = attempt.meter.fault, now()
     cause = blamed(exchange, error) if error is not None else cause_in_answer(fault) if fault is not None else None
+    target = attempt.place.target
     if cause is None:
-        attempt.place.target.breaker.success(moment, attempt.turn)
+        target.breaker.cuts = 0
+    elif cause in _FAILURES:
+        target.breaker.cut(moment, attempt.turn, target.in_flight - 1)
+        _crowded(attempt, cause, moment)
     else:
         _count(attempt, cause, moment)
 
 
 def _count(attempt: Attempt, cause: Cause, moment: float) -> None:
     """What did not go well, by whose fault it was."""
-    place, turn = attempt.place, attempt.turn
-    breaker, aimd = place.target.breaker, place.provider.aimd
+    breaker, turn = attempt.place.target.breaker, attempt.turn
     if cause in _FAILURES:
         breaker.failure(moment, turn)
     elif cause == "rate_limit":
@@ -72,9 +74,15 @@ def _count(attempt: Attempt, cause: Cause, moment: float) -> None:
         _cool(attempt, moment)
     else:
         breaker.abandon(moment, turn)
+    _crowded(attempt, cause, moment)
+
+
+def _crowded(attempt: Attempt, cause: Cause, moment: float) -> None:
+    """A provider that has too much to do is sent less."""
+    aimd = attempt.place.provider.aimd
     if aimd is not None and cause in _CROWDED:
         aimd.throttled(moment)
-        place.adapt()
+        attempt.place.adapt()
 
 
 def _cool(attempt: Attempt, moment: float) -> None:
