@@ -49,6 +49,40 @@ def half_open() -> Breaker:
 # -- breaker
 
 
+def test_answers_that_break_off_are_a_row_until_one_ends_well() -> None:
+    made = breaker()
+    for number in range(9):
+        made.success(NOW)
+        if number == 3:
+            made.cuts = 0
+        made.cut(NOW, made.turn, others=0)
+        assert state(made) == ("open" if number >= 7 else "closed")
+
+
+def test_one_that_broke_off_counts_as_a_failure_of_the_request_that_it_was() -> None:
+    made = breaker()
+    for _ in range(40):
+        made.success(NOW)
+        made.cut(NOW, made.turn, others=1000)
+        made.success(NOW)
+    assert state(made) == "closed"  # half of them
+    for _ in range(4):
+        made.success(NOW)
+        made.cut(NOW, made.turn, others=1000)
+    assert state(made) == "open"
+
+
+def test_a_cut_of_another_time_says_nothing() -> None:
+    made = half_open()
+    for _ in range(9):
+        made.cut(NOW + 1, made.turn - 1, others=0)
+        made.cut(NOW + 1, made.turn, others=0)
+    assert state(made) == "half-open"
+    made.success(NOW + 1)
+    made.cut(NOW + 1, made.turn - 1, others=0)
+    assert (state(made), made.cuts) == ("closed", 0)
+
+
 def test_a_closed_breaker_lets_all_in() -> None:
     made = breaker()
     assert all(made.enter(NOW) for _ in range(1000))

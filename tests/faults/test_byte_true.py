@@ -56,6 +56,9 @@ class Inbound:
         """All at once, where it is one piece and not cut: as when it comes in one segment."""
         return self._pieces.pop() if len(self._pieces) == 1 and not self._cut else None
 
+    def here(self) -> bytes:
+        return b""
+
     def unread(self, data: bytes) -> None:
         self._pieces.insert(0, data)
 
