@@ -38,7 +38,10 @@ class Again(NamedTuple):
     def with_length(self, digits: bytes) -> RequestHead:
         """The same head with another length, and no notes."""
         headers = [(name, digits if name == b"content-length" else value) for name, value in self.head.headers]
-        return msgspec.structs.replace(self.head, headers=headers, index=dict(headers), length=int(digits), notes={})
+        index, length = dict(headers), int(digits)
+        return msgspec.structs.replace(
+            self.head, headers=headers, index=index, length=length, has_body=length > 0, notes={}
+        )
 
 
 def remembered(head: RequestHead) -> Again | None:

@@ -67,6 +67,54 @@ async def whole(answer: Answer) -> bytes:
         answer.close()
 
 
+class Owner:
+    """Counts what the pool would be told."""
+
+    def __init__(self) -> None:
+        self.free = self.gone = 0
+
+    def freed(self, connection: Connection) -> None:
+        self.free += 1
+
+    def lost(self, connection: Connection) -> None:
+        self.gone += 1
+
+
+class Transport(asyncio.Transport):
+    """A transport without a socket. Readable never; written to without bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = self.paused = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+def fresh() -> tuple[Connection, Transport, Owner]:
+    owner, transport = Owner(), Transport()
+    loop = asyncio.get_running_loop()
+    connection = Connection(loop, owner, "provider lab", loop.time() + 600)
+    connection.connection_made(transport)
+    return connection, transport, owner
+
+
 async def exchanged(connection: Connection) -> Answer:
     """What the pool does with a connection that it has assigned."""
     try:

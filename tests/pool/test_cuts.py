@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import ProviderError, UpstreamCut
 from sidecar.pool.connection import Connection, Phase
-from tests.pool.asks import exchanged, whole
+from tests.pool.asks import exchanged, fresh, whole
 
 EVENTS = b'data: {"choices":[{"delta":{"content":"h\xc3\xa9"}}]}\n\ndata: [DONE]\n\n'
 CHUNKED = (
@@ -20,54 +20,6 @@ CHUNKED = (
 FIXED = b"HTTP/1.1 200 OK\r\nContent-Length:  %d \r\nset-cookie: a\r\n\r\n%b" % (len(EVENTS), EVENTS)
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + FIXED
 ANSWERS = [CHUNKED, FIXED, INTERIM]
-
-
-class Owner:
-    """Counts what the pool would be told."""
-
-    def __init__(self) -> None:
-        self.free = self.gone = 0
-
-    def freed(self, connection: Connection) -> None:
-        self.free += 1
-
-    def lost(self, connection: Connection) -> None:
-        self.gone += 1
-
-
-class Transport(asyncio.Transport):
-    """A transport without a socket. Readable never; written to without bound."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.closed = self.paused = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def abort(self) -> None:
-        self.closed = True
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-
-def fresh() -> tuple[Connection, Transport, Owner]:
-    owner, transport = Owner(), Transport()
-    loop = asyncio.get_running_loop()
-    connection = Connection(loop, owner, "provider lab", loop.time() + 600)
-    connection.connection_made(transport)
-    return connection, transport, owner
 
 
 async def answered(connection: Connection, pieces: list[bytes]) -> tuple[int, bytes]:
