@@ -154,6 +154,8 @@ def _take(exchange: Exchange, attempt: Attempt, inbound: Inbound, data: bytes) -
         attempt.data = CONVERSATIONS[ours].write_reply(CONVERSATIONS[theirs].read_reply(plain))
     elif attempt.fault is not None:
         attempt.cause = cause_in_answer(attempt.fault)
+    elif not plain:
+        attempt.cause = "empty"
 
 
 async def _gather(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> None:

@@ -87,6 +87,8 @@ def _crowded(attempt: Attempt, cause: Cause, moment: float) -> None:
 
 def _cool(attempt: Attempt, moment: float) -> None:
     """A refusal is one key's: it is left alone for as long as the provider says. The only one, only if it says so."""
+    if attempt.target.upstream.forward_caller_key:
+        return  # it was its caller's own, and says nothing of those of others
     keys = attempt.place.keys
     asked = attempt.asked
     if not asked and len(keys) > 1:

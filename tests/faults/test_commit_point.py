@@ -194,6 +194,14 @@ BODIES = {
 
 
 @EVERY_WAY
+async def test_an_empty_body_is_no_answer(way: Way) -> None:
+    async with two([REQUEST, answer(b"")], [REQUEST, way.whole()], way) as (stand, other):
+        reply = await stand.ask(ask(way, stream=False, model="fast"))
+        assert (reply.status, reply.get(b"x-sidecar-attempts")) == (200, b"2")
+        assert (len(stand.peer.requests), len(other.requests)) == (1, 1)
+
+
+@EVERY_WAY
 async def test_a_whole_error_under_200_moves_on(way: Way) -> None:
     body = BODIES[spoken(way)]
     async with two([REQUEST, answer(body)], [REQUEST, way.whole()], way) as (stand, other):

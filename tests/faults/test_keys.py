@@ -128,3 +128,18 @@ async def test_a_reload_with_other_keys_forgets_who_rested() -> None:
         stand.app.reload(replace(config, providers={**config.providers, "many": replace(table, api_keys=keys)}))
         assert (await stand.ask(ask(CHAT, stream=False, model="many/m"))).status == 200
         assert len(stand.peer.requests) == 2
+
+
+async def test_a_callers_own_key_is_not_everybodys() -> None:
+    """`api_key = "caller"`: one caller's account is refused; another's is not told so unasked."""
+    script: Script = [REQUEST, limited(b"retry-after: 60"), Again((REQUEST, CHAT.whole()))]
+
+    def more(raw: RawServer) -> dict[str, Provider]:
+        url = f"http://127.0.0.1:{raw.port}/v1"
+        return {"many": Provider(kind="openai-compatible", base_url=url, api_key=Key(source="caller"), breaker=NEVER)}
+
+    async with standing(script, more=more, retry=Retry()) as stand:
+        for key, status in ((b"mine", 429), (b"yours", 200), (b"mine", 200)):
+            own = b"authorization: Bearer sk-" + key
+            assert (await stand.ask(ask(CHAT, own, stream=False, model="many/m"))).status == status
+        assert sent(stand) == ["sk-mine", "sk-yours", "sk-mine"]
