@@ -164,7 +164,7 @@ class Cycle(msgspec.Struct, eq=False):
                 b"content-length: %d\r\n\r\n" % len(data),
                 data,
             )
-            self.began = self.complete = True
+            self.began = self.complete = self.plain = True
             connection.write(b"".join(head))
             connection.answered(self)
         return None if connection.writable else Lazy(connection.drained)
@@ -268,6 +268,8 @@ class Cycle(msgspec.Struct, eq=False):
 
     def _send_body(self, data: bytes, *, more: bool) -> None:
         """One write for whatever can go now: head, piece and end together."""
+        if self.complete:
+            raise RuntimeError("the answer has ended already")
         connection = self.connection
         out = [] if self.began else [self._write_head(data, more=more)]
         if self.head.method == "HEAD" or self.status in (204, 304):
@@ -277,16 +279,15 @@ class Cycle(msgspec.Struct, eq=False):
             if self.left < 0 or (self.left and not more):
                 connection.abort()  # never a lie on the wire: the client sees a cut, not a wrong body
                 raise RuntimeError("the body is not as long as its content-length says")
-        if data and not self.plain:
-            out += (b"%x\r\n" % len(data), data, b"\r\n")
-        elif data:
-            out.append(data)
+        if data:
+            out += (data,) if self.plain else (b"%x\r\n" % len(data), data, b"\r\n")
         if not more:
             self.complete = True
             if not self.plain:
                 out.append(LAST_CHUNK)
+                self.plain = True  # a piece more would not be one of these chunks
         if out:
-            connection.write(out[0] if len(out) == 1 else b"".join(out))
+            connection.write(b"".join(out))
         if not more:
             self.signal.wake()
             connection.answered(self)
