@@ -65,11 +65,15 @@ async def obtain(exchange: Exchange, plan: routing.Plan) -> Attempt:
         if failure is not None:
             if not _may_go_on(exchange, plan, failure):
                 break
+            if not _ready(exchange, target):  # what the last one said tells more than this
+                exchange.trail.append(f"{target.key} left alone")
+                continue
             failure.close()
             exchange.attempt = None  # what the last one knew is not of the next
         got = await try_once(exchange, target)
         if isinstance(got, Failure):
-            got = await _persist(exchange, plan, target, got, last=number == len(targets))
+            others = any(_ready(exchange, other) for other in targets[number:])
+            got = await _persist(exchange, plan, target, got, last=not others)
         if isinstance(got, Attempt):
             return got
         failure = got
@@ -87,6 +91,10 @@ def _ordered(exchange: Exchange, plan: routing.Plan) -> Sequence[Target]:
 
     affinity = exchange.client.index.get(plan.affinity) if plan.affinity is not None else None
     return routing.order(plan, ready, least, random.random, affinity)
+
+
+def _ready(exchange: Exchange, target: Target) -> bool:
+    return _place(exchange, target).target.breaker.ready(now())
 
 
 def _place(exchange: Exchange, target: Target) -> Place:
@@ -155,8 +163,8 @@ def _wait(exchange: Exchange, target: Target, failure: Failure, number: int, *, 
     if inbound is not None and inbound.index.get(b"x-should-retry") == b"false":
         return None  # it has tried itself
     settings, asked, moment = exchange.spine.config.retry, failure.asked, now()
-    keys = _place(exchange, target).keys
-    rest = keys.retry_after(moment)
+    place = _place(exchange, target)
+    keys, rest = place.keys, place.keys.retry_after(moment)
     if type(failure.error) in _UNASKED:
         if not rest:  # what sheds load does so at once: only for a key anybody waits
             return None
@@ -171,7 +179,9 @@ def _wait(exchange: Exchange, target: Target, failure: Failure, number: int, *, 
         number, settings.base_seconds, settings.cap_seconds, asked, settings.max_wait_seconds, random.random
     )
     patience = min(exchange.expires, exchange.outcome.started + exchange.asking.patience)
-    return wait if wait is not None and moment + wait + DUE < patience else None
+    if wait is None or moment + wait + DUE >= patience or not place.target.breaker.ready(moment + wait):
+        return None
+    return wait
 
 
 def aim(exchange: Exchange, target: Target) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.app import Sidecar
 from sidecar.clock import now
-from sidecar.config import Model, Retry
+from sidecar.config import Breaker, Model, Retry
 from sidecar.exchange.tries import Failure, obtain
 from sidecar.types import Message
 from tests.asgi import http
@@ -74,18 +74,27 @@ async def test_a_client_of_any_server_that_leaves_during_the_back_off_ends_it() 
         assert (len(stand.peer.requests), stand.idle()) == (1, True)
 
 
-async def test_a_target_that_is_left_alone_goes_last_and_is_not_counted() -> None:
-    async with RawServer([REQUEST, BUSY]) as other:
+async def test_a_target_that_is_left_alone_hides_no_refusal_of_another() -> None:
+    async with RawServer([Again((REQUEST, BUSY))]) as other:
         async with standing([], models={"fast": BOTH}, more=lambda _: {"other": provider(other)}) as stand:
-            for target in exchange(stand.app, "fast").plan.targets[:1]:
-                stand.app._spine.place(target).target.breaker._open(now())
+            targets = exchange(stand.app, "fast").plan.targets
+            stand.app._spine.place(targets[0]).target.breaker._open(now())
             reply = await call(stand, "fast", x_sidecar_explain="1")
-            assert (reply.status, reply.get(b"x-sidecar-error"), reply.get(b"x-sidecar-attempts")) == (
-                *(503, b"provider_unavailable", b"1"),
-            )
+            assert (reply.status, reply.body, reply.get(b"x-sidecar-attempts")) == (503, b"{}", b"1")
             route = (reply.get(b"x-sidecar-route") or b"").decode()
             assert route.index("other/m 503") < route.index("lab/m left alone")
+            stand.app._spine.place(targets[1]).target.breaker._open(now())
+            reply = await call(stand, "fast")
+            assert (reply.status, reply.get(b"x-sidecar-error")) == (503, b"provider_unavailable")
             assert (len(stand.peer.connections), len(other.requests)) == (0, 1)
+
+
+async def test_the_failure_that_opens_the_breaker_is_told_and_not_retried() -> None:
+    options = {"breaker": Breaker(consecutive_failures=1)}
+    async with standing([Again((REQUEST, BUSY))], options=options, retry=Retry(base_seconds=0.01)) as stand:
+        reply = await call(stand)
+        assert (reply.status, reply.body, len(stand.peer.requests)) == (503, b"{}", 1)
+        assert (await call(stand)).get(b"x-sidecar-error") == b"provider_unavailable"
 
 
 async def test_a_budget_that_is_spent_is_told_to_the_client() -> None:
@@ -98,7 +107,7 @@ async def test_a_budget_that_is_spent_is_told_to_the_client() -> None:
 
 
 async def test_what_one_target_said_is_not_told_of_the_next() -> None:
-    """The first ends its stream with an error, which is told in no other way; the second is not even asked."""
+    """The first ends its stream with an error in front of content; the second, whose key rests, is not even asked."""
     fault = b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"boom"}}\n\n'
     until = asyncio.Event()
     start = chunk(MESSAGES_EVENTS[0].split(b"\n\n")[0] + b"\n\n")
@@ -106,12 +115,13 @@ async def test_what_one_target_said_is_not_told_of_the_next() -> None:
     model = Model(targets=("claude/m", "other/m"), keepalive_comment_seconds=0.03)
     async with RawServer([]) as other:
         async with standing(script, models={"fast": model}, more=lambda _: {"other": provider(other)}) as stand:
-            stand.app._spine.place(exchange(stand.app, "fast").plan.targets[1]).target.breaker._open(now())
+            place = stand.app._spine.place(exchange(stand.app, "fast").plan.targets[1])
+            place.keys.cool(0, now() + 60)
             async with stand.client() as client:
                 client.write(ask(CHAT, model="fast"))
                 await client.take_until(b": sidecar")
                 until.set()
-                await client.take_until(b'"code":"provider_unavailable"')
+                await client.take_until(b'"code":"provider_limited"')
                 await client.take_until(b"0\r\n\r\n")
             assert not other.connections
 
