@@ -63,10 +63,10 @@ def _of(peer: RawServer) -> dict[str, str]:
     return {table: f'{table}base_url = "http://127.0.0.1:{peer.port}/v1"\n'}
 
 
-async def healthy(running: Envoy) -> None:
-    """Until Envoy has found the sidecar healthy, which it looks for each second."""
+async def healthy(running: Envoy, count: int = 1) -> None:
+    """Until Envoy has found so many sidecars healthy, which it looks for each second."""
     async with asyncio.timeout(4):
-        while "health_flags::healthy" not in await running.admin("/clusters"):
+        while (await running.admin("/clusters")).count("health_flags::healthy") != count:
             await asyncio.sleep(0.02)
 
 
@@ -256,8 +256,8 @@ def test_its_limits_fit_the_sidecars() -> None:
     (options,) = cluster["typed_extension_protocol_options"].values()
     assert seconds(options["common_http_protocol_options"]["idle_timeout"]) < server.keepalive_seconds
     (health,) = cluster["health_checks"]
-    assert all(seconds(health[name]) <= 5 for name in ("interval", "no_traffic_healthy_interval"))
-    assert all(seconds(health[name]) <= 1 for name in ("unhealthy_interval", "no_traffic_interval"))
+    assert health["interval"] == health["no_traffic_interval"]
+    assert seconds(health["interval"]) + seconds(health["timeout"]) < server.lame_duck_seconds
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     listen = tomllib.loads((FOLDER / "ingress.toml").read_text())["server"]["listen"]
     assert [f"unix:{endpoint['endpoint']['address']['pipe']['path']}"] == listen
