@@ -1,113 +1,166 @@
-"""Who uses the sidecar: clients of whole answers, of streams, and such as leave in the middle. No product code.
+"""Who uses the sidecar. `python -m loadtests.run` picks from these; no product code.
 
-Rows of its own beside Locust's: `ttft` (asked to first content), `itl` (between two events), `stream` (the whole).
-A stream fails unless it ends as the API says: its usage, then [DONE].
+By hand: LOAD_PLAN='{"keys":{"load":"sk-..."},"model":"gpt-4o-mini","simulated":false}' locust -f
+loadtests/locustfile.py Streaming --host http://127.0.0.1:4000 (spends real tokens where the provider is real).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from time import perf_counter
-from typing import Any
+import random
+from typing import Any, ClassVar
 
-from locust import FastHttpUser, constant_throughput, task
+import msgspec
+from locust import between, constant_throughput, task
 
-PATH = "/v1/chat/completions"
-HEADERS = {"authorization": f"Bearer {os.environ.get('LOAD_KEY', '')}", "content-type": "application/json"}
-LEAVES_AFTER = 3  # events
+from loadtests.client import Asked, Client
 
-
-def ask(*, stream: bool) -> dict[str, Any]:
-    how: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    return {"model": "openai/sim-large", "messages": [{"role": "user", "content": "hello " * 100}], **how}
+WORDS = "hello " * 100
+USAGE = {"stream_options": {"include_usage": True}}
 
 
-class Client(FastHttpUser):
-    abstract = True
-    network_timeout = 10.0
-    connection_timeout = 5.0
+def body(messages: list[dict[str, Any]], **more: Any) -> str:
+    return msgspec.json.encode({"model": "MODEL", "messages": messages, **more}).decode()
 
-    def fire(self, name: str, began: float, *, size: int = 0, error: Exception | None = None) -> None:
-        self.environment.events.request.fire(
-            request_type="SSE",
-            name=name,
-            response_time=(perf_counter() - began) * 1000,
-            response_length=size,
-            exception=error,
-            context={},
-        )
+
+def said(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def conversation(size: int) -> str:
+    """What a coding agent sends: instructions, tools, and a long history with calls and what came of them."""
+    parameters = {"type": "object", "properties": {"path": {"type": "string"}, "line": {"type": "integer"}}}
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": f"tool_{n}", "description": "reads a file. " * 20, "parameters": parameters},
+        }
+        for n in range(12)
+    ]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "you are careful. " * 200}]
+    while len(msgspec.json.encode(messages)) + 6000 < size:
+        call = {"id": f"call_{len(messages)}", "type": "function", "function": {"name": "tool_1", "arguments": "{}"}}
+        messages += said("look at this, please. " * 20)
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_call_id": call["id"], "content": "def f(x):\n    return x\n" * 80})
+    return body(messages, tools=tools, stream=True, **USAGE)
+
+
+UNARY = body(said(WORDS), stream=False)
+STREAM = body(said(WORDS), stream=True, **USAGE)
+MESSAGES = body(said(WORDS), stream=True, max_tokens=1000)
+TEXTS = msgspec.json.encode({"model": "MODEL", "input": [WORDS[:200]] * 16}).decode()
+AGENTS = [conversation(kilobytes * 1000) for kilobytes in (30, 45, 60, 80)]
+VERSION = (("anthropic-version", "2023-06-01"),)
+KINDS = {
+    "unary": Asked("unary", UNARY),
+    "stream": Asked("stream", STREAM, stream=True),
+    "messages": Asked("messages", MESSAGES, "/v1/messages", True, headers=VERSION, same=False,
+                      end=b"event: message_stop"),
+    "embeddings": Asked("embeddings", TEXTS, "/v1/embeddings"),
+}  # fmt: skip
 
 
 class Unary(Client):
     """Asks for whole answers, five a second."""
 
-    weight = 4.0
     wait_time = constant_throughput(5)
 
     @task
     def chat(self) -> None:
-        with self.client.post(
-            PATH, json=ask(stream=False), headers=HEADERS, catch_response=True, name="unary"
-        ) as answer:
-            if answer.status_code != 200:
-                answer.failure(f"status {answer.status_code}")
-            elif b'"finish_reason"' not in (answer.content or b""):
-                answer.failure("not a whole answer")
+        self.ask(KINDS["unary"])
 
 
 class Streaming(Client):
     """Reads streams to their end, one after another."""
 
-    weight = 5.0
+    @task
+    def chat(self) -> None:
+        self.ask(KINDS["stream"])
+
+
+class Embeddings(Client):
+    """Embeds sixteen texts at once, ten times a second."""
+
+    wait_time = constant_throughput(10)
+
+    @task
+    def embed(self) -> None:
+        self.ask(KINDS["embeddings"])
+
+
+class Mixed(Client):
+    """An application: mostly streams, in both dialects, some whole answers, some embeddings; thinks in between."""
+
+    wait_time = between(0.05, 0.5)
+
+    @task
+    def any(self) -> None:
+        kind = random.choices(("stream", "messages", "unary", "embeddings"), (5, 2, 2, 1))[0]
+        self.ask(KINDS[kind])
+
+
+class Agents(Client):
+    """Coding agents: 30 to 80 KB with tools, streamed, and again as soon as the answer is there."""
+
+    @task
+    def step(self) -> None:
+        self.ask(Asked("agent", random.choice(AGENTS), stream=True))
+
+
+class Quiet(Client):
+    """A tenant within its limits: it must not notice the noisy one."""
+
+    wait_time = constant_throughput(4)
 
     @task
     def chat(self) -> None:
-        began = perf_counter()
-        size, last = 0, [b"", b""]
-        error: Exception | None = None
-        try:
-            for event in self.events(began):
-                size += len(event)
-                last = [last[1], event]
-            if last[1] != b"data: [DONE]\n\n" or b'"usage"' not in last[0]:
-                error = ValueError("the stream ended too soon")
-        except Exception as failed:  # noqa: BLE001  # whatever it is, it is a failed request, and told as one
-            error = failed
-        self.fire("stream", began, size=size, error=error)
-
-    def events(self, began: float) -> Iterator[bytes]:
-        """The events of one stream, each told of as it comes."""
-        with self.client.post(
-            PATH, json=ask(stream=True), headers=HEADERS, stream=True, catch_response=True, name="stream head"
-        ) as answer:
-            if answer.status_code != 200:
-                answer.failure(f"status {answer.status_code}")
-                raise ValueError(f"status {answer.status_code}")
-            reader = answer._response  # its iter_content(n) waits for n bytes
-            before: float | None = None
-            while event := bytes(reader.readline(b"\n\n")):
-                if before is not None:
-                    self.fire("itl", before)
-                    before = perf_counter()
-                elif b'"content":"' in event and b'"content":""' not in event:
-                    self.fire("ttft", began)
-                    before = perf_counter()
-                yield event
+        self.ask(KINDS[random.choice(("unary", "stream"))]._replace(who="quiet"))
 
 
-class Leaving(Streaming):
-    """Closes the connection in the middle of a stream, as impatient people do."""
+class Noisy(Client):
+    """A tenant that asks for far more than it may have: a 429 that says when to come again is right."""
 
-    weight = 1.0
-    wait_time = constant_throughput(2)
+    wait_time = constant_throughput(20)
 
     @task
     def chat(self) -> None:
-        began = perf_counter()
-        with self.client.post(
-            PATH, json=ask(stream=True), headers=HEADERS, stream=True, catch_response=True, name="left head"
-        ) as answer:
-            seen = sum(1 for _ in range(LEAVES_AFTER) if answer._response.readline(b"\n\n"))
-            answer._response._sock.close()
-        self.fire("left", began, error=None if seen == LEAVES_AFTER else ValueError("the stream ended too soon"))
+        self.ask(KINDS["unary"]._replace(kind="noisy", who="noisy", takes=(200, 429)))
+
+
+class Leaving(Client):
+    """Goes away in any phase: before the first byte, after some events, and of a whole answer, too."""
+
+    wait_time = constant_throughput(10)
+
+    @task
+    def chat(self) -> None:
+        soon = random.uniform(0.001, 0.1)
+        kind, after = random.choice((("stream", soon), ("stream", random.randint(1, 8)), ("unary", soon)))
+        self.ask(KINDS[kind]._replace(kind="left", leaves_after=after))
+
+
+class Slow(Client):
+    """Reads an answer of two megabytes in sips of 16 KB."""
+
+    network_timeout = 60.0
+
+    @task
+    def chat(self) -> None:
+        long = (("x-sim-tokens", "8000"), ("x-sim-rate", "0"))
+        self.ask(KINDS["stream"]._replace(kind="slow", sip_seconds=0.05, headers=long))
+
+
+class Big(Client):
+    """Sends one, four, or sixteen megabytes, and now and then more than is taken."""
+
+    wait_time = constant_throughput(1)
+    texts: ClassVar = {size: body(said("x " * (size * 500_000)), stream=False) for size in (1, 4, 16)}
+    too_big = body(said("x" * 33 * 1024 * 1024), stream=False)
+
+    @task
+    def chat(self) -> None:
+        size = random.choices((1, 4, 16, 33), (60, 25, 10, 5))[0]
+        if size == 33:
+            self.ask(Asked("too big", self.too_big, takes=(413,)))
+        else:
+            self.ask(Asked(f"{size} MB", self.texts[size]))

@@ -1,159 +1,152 @@
 """One scenario: a simulated provider and a sidecar are started, Locust drives them, thresholds judge what came.
 
     python -m loadtests.run smoke
+    python -m loadtests.run flaky --users 20 --seconds 30 --html flaky.html --json flaky.json
+    python -m loadtests.run steady --target http://127.0.0.1:4000 --model gpt-4o-mini   # LOAD_KEY has the caller's key
 
-Exit code 0: all thresholds hold; 1: one does not, or the load could not be driven; 2: no such scenario, or no Locust.
+Exit code 0: all thresholds hold; 1: one does not, or the load could not be driven; 2: used wrongly, or no Locust.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import time
-import tomllib
-import urllib.request
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from benchmarks import harness
+from loadtests import drive, judge, plots, report
+from loadtests.scenario import NOT_FOR_ALL, Scenario, names, read
 
-HERE = Path(__file__).parent
-GRACE_SECONDS = 30.0  # beyond a scenario's own, for Locust to start and end
-SETTLE_SECONDS = 3.0  # in which the last streams that were left must be over
-AT_LEAST = ("requests", "streams")
-
-
-class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    users: int
-    spawn_per_second: float
-    seconds: int
-    simulate: list[str]
+FEWEST_SECONDS = 5
 
 
 def main() -> int:
-    names = sorted(path.stem for path in (HERE / "scenarios").glob("*.toml"))
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("scenario", choices=names)
-    name = parser.parse_args().scenario
+    options = _options()
     if importlib.util.find_spec("locust") is None:
         print("locust is not installed: pip install '.[load]'")
         return 2
-    scenario = msgspec.toml.decode((HERE / "scenarios" / f"{name}.toml").read_bytes(), type=Scenario)
-    thresholds = tomllib.loads((HERE / "thresholds.toml").read_text())[name]
-    print(f"{name}: {scenario.users} users for {scenario.seconds} s")
+    wanted = [name for name in names() if name not in NOT_FOR_ALL] if options.scenario == "all" else [options.scenario]
+    codes = [_one(name, options) for name in wanted]
+    if len(wanted) > 1:
+        bad = [name for name, code in zip(wanted, codes, strict=True) if code]
+        print(f"{len(wanted) - len(bad)} of {len(wanted)} scenarios hold" + (f"; not: {' '.join(bad)}" if bad else ""))
+    return max(codes)
+
+
+def _one(name: str, options: argparse.Namespace) -> int:
+    whole = read(name)
+    scenario = resized(whole, options.users, options.seconds)
+    limits = judge.thresholds(name, options.thresholds)
+    print(f"{name}: {scenario.told()}", flush=True)
     try:
-        with harness.parts(["sidecar"], simulate=scenario.simulate, pin=False) as parts:
-            stats = drive(parts["sidecar"].port, scenario)
-            found = judge_by(stats, parts["sidecar"])
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        if options.target is None:
+            driven = drive.against_stage(scenario)
+            found = judge.figures(scenario, driven)
+        else:
+            driven = _on_target(scenario, options)
+            found = judge.of_clients(scenario, driven)
+            limits = {key: limit for key, limit in limits.items() if key in found}
+    except (RuntimeError, OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
         print(f"{name}: could not be run: {error}")
         return 1
-    return verdict(found, thresholds)
+    scale = scenario.users / whole.users * min(scenario.seconds / whole.seconds, 1.0)
+    result = report.result(name, scenario, judge.verdict(found, limits, scale=min(scale, 1.0)))
+    plot = plots.of(driven, scenario.seconds)
+    print("\n".join([report.table(result), *judge.reasons(driven)]), flush=True)
+    if options.html:
+        _beside(options, options.html, name).write_text(report.page(result, plot))
+    if options.json:
+        _beside(options, options.json, name).write_bytes(report.as_json(result))
+    if options.keep:
+        report.keep(result, plot)
+    return 1 if result.breaches else 0
 
 
-def drive(port: int, scenario: Scenario) -> list[dict[str, Any]]:
-    """Locust's rows of the whole run."""
+def resized(scenario: Scenario, users: int | None, seconds: int | None) -> Scenario:
+    return msgspec.structs.replace(scenario, users=users or scenario.users, seconds=seconds or scenario.seconds)
+
+
+def _beside(options: argparse.Namespace, path: str, name: str) -> Path:
+    """Of `all`, each scenario has a file of its own."""
+    file = Path(path)
+    return file if options.scenario != "all" else file.with_stem(f"{file.stem}-{name}")
+
+
+def _on_target(scenario: Scenario, options: argparse.Namespace) -> drive.Drive:
     with tempfile.TemporaryDirectory(prefix="sidecar-load-") as folder:
-        file = Path(folder) / "stats"
-        command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-        command += ["--host", f"http://127.0.0.1:{port}", "-u", str(scenario.users), "-t", f"{scenario.seconds}s"]
-        command += ["-r", str(scenario.spawn_per_second), "--stop-timeout", "5", "--json-file", str(file)]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "LOAD_KEY": harness.KEY},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=scenario.seconds + GRACE_SECONDS,
-            check=False,
-        )
-        written = next(Path(folder).glob("stats*"), None)
-        if written is None:
-            raise RuntimeError(f"locust ended with {done.returncode} and told nothing: {done.stderr[-1000:]}")
-        print(done.stdout[-1500:] if done.returncode else "", end="")
-        rows: list[dict[str, Any]] = msgspec.json.decode(written.read_bytes())
-        return rows
+        key = os.environ.get("LOAD_KEY", "")
+        keys = dict.fromkeys(("load", "quiet", "noisy"), key)
+        plan = drive.plan(scenario, Path(folder) / "journal", keys=keys, model=options.model, simulated=False)
+        return drive.against_target(scenario, options.target.rstrip("/"), plan)
 
 
-def judge_by(stats: list[dict[str, Any]], sidecar: harness.Part) -> dict[str, float]:
-    """What the thresholds are about, as the clients and the sidecar itself saw it."""
-    rows = {row["name"]: row for row in stats}
-    left = count(rows, "left")
-    busy, told = settled(sidecar.port, left)
-    return {
-        "failures": sum(row["num_failures"] for row in stats),
-        "requests": count(rows, "unary"),
-        "streams": count(rows, "stream"),
-        "unary_p95": percentile(rows, "unary", 0.95),
-        "ttft_p95": percentile(rows, "ttft", 0.95),
-        "itl_p95": percentile(rows, "itl", 0.95),
-        "left_untold": max(0, left - told),
-        "busy_at_end": busy,
-        "rss_mb": sidecar.rss_mb(),
-    }
-
-
-def settled(port: int, left: int) -> tuple[int, int]:
-    """Connections to the provider that are still busy, and clients whose leaving was noticed, once both stand still."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        status = msgspec.json.decode(get(port, "/status"))
-        busy = sum(each["busy"] for each in status["providers"])
-        metrics = get(port, "/metrics").decode()
-        gone = re.findall(r'^sidecar_requests_total\{.*error="caller_gone".*\} (\d+)$', metrics, re.MULTILINE)
-        told = sum(map(int, gone))
-        if (not busy and told >= left) or time.monotonic() > deadline:
-            return busy, told
-        time.sleep(0.1)
-
-
-def get(port: int, path: str) -> bytes:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", headers={"authorization": f"Bearer {harness.KEY}"}
+def _options() -> argparse.Namespace:
+    about, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        data: bytes = answer.read()
-        return data
+    parser.add_argument("scenario", choices=[*names(), "all"])
+    parser.add_argument("--users", type=int, help="instead of the scenario's own")
+    parser.add_argument("--seconds", type=int, help="instead of the scenario's own")
+    parser.add_argument("--html", metavar="FILE", help="write a report with plots")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument("--thresholds", metavar="FILE", type=Path, default=judge.THRESHOLDS, help="instead of ours")
+    parser.add_argument("--keep", action="store_true", help="keep table and plot in loadtests/results and its README")
+    parser.add_argument("--target", metavar="URL", help="what is there already, instead of parts of our own")
+    parser.add_argument("--model", default="chat", help="to ask the target for (default: %(default)s)")
+    parser.add_argument("--yes-load", metavar="HOST", help="confirms that this host may be put under load")
+    options = parser.parse_args()
+    if options.users is not None and options.users < 1:
+        parser.error(f"--users {options.users}: takes 1 or more")
+    if options.seconds is not None and options.seconds < FEWEST_SECONDS:
+        parser.error(f"--seconds {options.seconds}: takes {FEWEST_SECONDS} or more")
+    if options.target is not None and (problem := confirmed(options)):
+        parser.error(problem)
+    return options
 
 
-def count(rows: dict[str, dict[str, Any]], name: str) -> int:
-    return int(rows[name]["num_requests"]) if name in rows else 0
+def confirmed(options: argparse.Namespace) -> str:
+    """Whether a target may be put under load; else why not."""
+    parts = urlsplit(options.target)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        return f"--target {options.target}: takes http://host:port, without a path"
+    if options.scenario == "all":
+        return "--target: one scenario at a time"
+    if loopback(parts.hostname):
+        return ""
+    scenario = resized(read(options.scenario), options.users, options.seconds)
+    print(
+        f"""
+!!! {parts.hostname} IS NOT THIS MACHINE !!!
+{scenario.users} users would ask it as fast as they can for {scenario.seconds} s, and leave connections in the middle.
+If a real provider is behind it, EVERY REQUEST COSTS MONEY. If it is not yours, this is an attack.
+""",
+        flush=True,
+    )
+    given = options.yes_load
+    if given is None and _interactive():
+        given = input(f"type {parts.hostname} to go on: ").strip()
+    return "" if given == parts.hostname else f"not confirmed: --yes-load {parts.hostname} says that it may be done"
 
 
-def percentile(rows: dict[str, dict[str, Any]], name: str, share: float) -> float:
-    """In milliseconds, of all requests of a row; endless where there were none."""
-    times = sorted((float(took), number) for took, number in rows.get(name, {}).get("response_times", {}).items())
-    wanted = share * sum(number for _, number in times)
-    seen = 0
-    for took, number in times:
-        seen += number
-        if seen >= wanted:
-            return took
-    return float("inf")
+def _interactive() -> bool:
+    return sys.stdin.isatty()
 
 
-def verdict(found: dict[str, float], thresholds: dict[str, float]) -> int:
-    """Print each figure beside its threshold. Answers the exit code."""
-    if found.keys() != thresholds.keys():
-        print(f"thresholds.toml and what is measured differ: {sorted(found.keys() ^ thresholds.keys())}")
-        return 1
-    print("| what | measured | threshold | |\n| --- | --- | --- | --- |")
-    breaches = 0
-    for name, value in found.items():
-        limit = thresholds[name]
-        holds = value >= limit if name in AT_LEAST else value <= limit
-        breaches += not holds
-        sign = ">=" if name in AT_LEAST else "<="
-        print(f"| {name} | {value:g} | {sign} {limit:g} | {'ok' if holds else 'BREACH'} |")
-    print(f"{breaches} breaches" if breaches else "all thresholds hold")
-    return 1 if breaches else 0
+def loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":
