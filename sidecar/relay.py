@@ -85,7 +85,6 @@ class Across:
 
     __slots__ = (
         "_before",
-        "_broken",
         "_called",
         "_goes_on",
         "_inflate",
@@ -95,6 +94,7 @@ class Across:
         "_spaced",
         "_splitter",
         "_writer",
+        "broken",
         "failed",
         "meter",
     )
@@ -122,7 +122,7 @@ class Across:
         self._said: list[str] = []  # all text so far, where it may have to be gone on with
         self._spaced = False  # what was said last is white space, which the next is not to begin with again
         self._called = False
-        self._broken: ProviderError | None = None  # the error in the stream, not told: another may go on
+        self.broken: ProviderError | None = None  # the error in the stream, not told: another may go on
 
     @property
     def resumable(self) -> bool:
@@ -139,7 +139,7 @@ class Across:
         """Go on with another provider's stream, in the same answer."""
         self.meter = meter
         self._goes_on = True
-        self._broken = None
+        self.broken = None
         self._spaced = self.text[-1:].isspace()
         self._splitter = sse.Splitter()
         self._reader = theirs.stream_reader()
@@ -147,9 +147,9 @@ class Across:
         self._secrets = secrets
 
     def feed(self, data: bytes) -> bytes:
-        """Raises the error in a stream that another may go on with, once what came before has been given out."""
-        if self._broken is not None:
-            raise self._broken
+        """Raises the error in a stream that another may go on with; behind what is given out it is `broken` by it."""
+        if self.broken is not None:
+            raise self.broken
         if self._inflate is not None:
             data = self._inflate.feed(data)
         block = self._splitter.feed(data)
@@ -157,14 +157,14 @@ class Across:
             return b""
         self.meter.feed(block)
         out = self._write(self._reader.feed(sse.events(block)))
-        if self._broken is not None and not out:
-            raise self._broken
+        if self.broken is not None and not out:
+            raise self.broken
         return out
 
     def finish(self) -> bytes:
         """Raises as `feed` does."""
-        if self._broken is not None:
-            raise self._broken
+        if self.broken is not None:
+            raise self.broken
         if self._writer.finished:
             return b""
         held, said = self._splitter.held, len(self._said)
@@ -176,39 +176,40 @@ class Across:
             if self._inflate is not None:
                 self._inflate.finish()
             out += self._write(self._reader.finish())
-        if self._broken is not None:
+        if self.broken is not None:
             del self._said[said:]  # nobody has seen it
-            raise self._broken
+            raise self.broken
         return out
 
     def _write(self, deltas: list[Delta]) -> bytes:
         """What has come, in the client's dialect; an error among it is told by that, and need not be told again."""
         for delta in deltas:
-            if type(delta) is ToolBegin:
-                self._called = True
-            elif type(delta) is Fault:
+            if type(delta) is Fault:
                 for secret in self._secrets:
                     delta.message = secret.redact(delta.message.encode()).decode()
-                self.failed = not self.resumable
         if self._before is not None:
-            deltas = [delta for delta in deltas if self._tell(delta)]
+            deltas = [delta for delta in deltas if self._tell(delta, self._before)]
+        if deltas and type(deltas[-1]) is Fault:  # behind which there is nothing
+            self.failed = True
         return self._writer.write(deltas)
 
-    def _tell(self, delta: Delta) -> bool:
+    def _tell(self, delta: Delta, before: list[Usage]) -> bool:
         """Remember what is needed to go on with the answer. False: the client is not to see it."""
-        if type(delta) is TextDelta:
+        kind = type(delta)
+        if isinstance(delta, TextDelta):
             if self._spaced:
                 delta.text = delta.text.lstrip()
                 self._spaced = not delta.text
             self._said.append(delta.text)
-            return bool(delta.text)
-        if type(delta) is Fault and not self.failed:
-            self._broken = UpstreamCut(delta.message) if delta.code == UpstreamCut.code else instead(delta)
+            return delta.text != ""
+        if isinstance(delta, Fault) and self.resumable:
+            self.broken = UpstreamCut(delta.message) if delta.code == UpstreamCut.code else instead(delta)
             return False
-        if type(delta) is Finish:
-            for usage in self._before or ():
+        if isinstance(delta, Finish):
+            for usage in before:
                 delta.usage = usage if delta.usage is None else delta.usage.plus(usage)
-        return type(delta) is not Begin or not self._goes_on  # the answer has begun long ago
+        self._called = self._called or kind is ToolBegin
+        return kind is not Begin or not self._goes_on  # the answer has begun long ago
 
 
 async def gather(inbound: Inbound, most: int) -> tuple[bytes, bool]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Final
 
 from sidecar import answer
 from sidecar.clock import now
 from sidecar.dialects import DIALECTS
 from sidecar.dialects.neutral import Meter
-from sidecar.errors import ErrorInAnswer, SidecarError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
+from sidecar.drive import Lazy
+from sidecar.errors import ErrorInAnswer, ProviderError, SidecarError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.exchange.state import Attempt, Exchange
 from sidecar.relay import Across, Opaque, Way
 from sidecar.types import Headers, Inbound, Sink
@@ -106,13 +108,30 @@ async def _stream(exchange: Exchange, attempt: Attempt, inbound: Inbound, way: W
         await wait
     if attempt.whole:
         return
-    await pump(inbound, sink, way.meter)
+    await pump(inbound, _until_broken(sink, way) if type(way) is Across else sink, way.meter)
     out = way.finish()
     outcome.bytes_sent += len(out)
     outcome.complete = True
     wait = client.write(out, more=False)
     if wait is not None:
         await wait
+
+
+def _until_broken(sink: Sink, way: Across) -> Sink:
+    """The same, which raises the error that a stream tells of in the middle, once what came before has gone."""
+    if way.broken is not None:
+        raise way.broken
+
+    async def end(wait: Awaitable[None] | None, error: ProviderError) -> None:
+        if wait is not None:
+            await wait
+        raise error
+
+    def until(data: bytes) -> Awaitable[None] | None:
+        wait = sink(data)
+        return wait if way.broken is None else Lazy(partial(end, wait, way.broken))
+
+    return until
 
 
 def _too_late(attempt: Attempt, inbound: Inbound) -> SidecarError:
