@@ -21,6 +21,7 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event
 
 from sidecar.config import Server as Settings
+from sidecar.server import listen
 from tests.envoy.stand import (
     AUTH,
     FOLDER,
@@ -241,6 +242,8 @@ def test_its_limits_fit_the_sidecars() -> None:
     secure, plain = found["static_resources"]["listeners"]
     http = secure["filter_chains"][0]["filters"][0]["typed_config"]
     assert plain["filter_chains"][0]["filters"] == secure["filter_chains"][0]["filters"]
+    (option,) = secure["socket_options"]
+    assert (option["int_value"], plain["socket_options"]) == (listen._SEND_BUFFER_BYTES, secure["socket_options"])
     assert plain["address"]["socket_address"]["address"] == "127.0.0.1"
     assert http["request_headers_timeout"] == f"{server.header_seconds:.0f}s"
     assert secure["filter_chains"][0]["transport_socket_connect_timeout"] == f"{server.header_seconds:.0f}s"
@@ -259,5 +262,5 @@ def test_its_limits_fit_the_sidecars() -> None:
     assert health["interval"] == health["no_traffic_interval"]
     assert seconds(health["interval"]) + seconds(health["timeout"]) < server.lame_duck_seconds
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    listen = tomllib.loads((FOLDER / "ingress.toml").read_text())["server"]["listen"]
-    assert [f"unix:{endpoint['endpoint']['address']['pipe']['path']}"] == listen
+    addresses = tomllib.loads((FOLDER / "ingress.toml").read_text())["server"]["listen"]
+    assert [f"unix:{endpoint['endpoint']['address']['pipe']['path']}"] == addresses
