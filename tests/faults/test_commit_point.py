@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sidecar.config import Model, Retry
-from tests.faults.peer import CLOSE, REQUEST, RST, Again, Pause, RawServer, Script, Step
+from tests.faults.peer import CLOSE, REQUEST, RST, Again, Drip, Pause, RawServer, Script, Step
 from tests.faults.stand import ONE_TRY, Reply, Stand, ask, comes_true, post, provider, read, standing
 from tests.faults.transcripts import (
     CHAT_BODY,
@@ -270,7 +270,7 @@ async def test_so_long_and_no_longer(preamble: bytes) -> None:
 
 async def test_so_many_bytes_and_no_more() -> None:
     until = asyncio.Event()
-    script: Script = [REQUEST, head(), *([chunk(COMMENT)] * 3), Pause(until), RST]
+    script: Script = [REQUEST, head(), Drip(chunk(COMMENT), 0.01, 3), Pause(until), RST]
     size = len(COMMENT)
     async with two(script, [REQUEST, CHAT.stream()], commit_bytes=3 * size - 1, patience=LONG) as (stand, other):
         async with stand.client() as client:
