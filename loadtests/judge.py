@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from loadtests.drive import Drive, under_way
 from loadtests.scenario import HERE, Row, Scenario
 
-CLASSES = ("429", "429_bare", "4xx", "5xx", "told", "cut", "dropped", "timeout", "undone", "lost")
+CLASSES = ("429", "429_bare", "4xx", "5xx", "told", "cut", "dropped", "timeout", "undone")
 THRESHOLDS = HERE / "thresholds.toml"
 MOST_REASONS = 6
+UNTOLD_SECONDS = 1.0  # an answer that ends so long after its client left was not for anybody
 LATE = 0.75  # of the run: the share after which a storm must be over
 
 
@@ -59,7 +60,8 @@ def of_clients(scenario: Scenario, drive: Drive) -> dict[str, float]:
         "per_second": len(rows) / scenario.seconds,
         "failed_percent": _percent(sum(row.outcome != "ok" for row in stayed), len(stayed)),
         "late_failed_percent": _percent(sum(row.outcome != "ok" for row in late), len(late)),
-        **{each: float(classes[each]) for each in CLASSES},
+        **{f"{each}_percent": _percent(classes[each], len(stayed)) for each in CLASSES},
+        "lost": float(classes["lost"]),
     }
     for name, kind, share in (("unary_p50", "unary", 0.5), ("unary_p95", "unary", 0.95)):
         _compare(found, name, _times(drive.rows, kind, direct=False), _times(drive.rows, kind, direct=True), share)
@@ -132,11 +134,11 @@ def duplicates(lines: list[dict[str, Any]]) -> int:
 
 
 def _late_ms(left: float, lines: list[dict[str, Any]]) -> float:
-    """Milliseconds from a client's leaving until its provider was let go; endless where it went on to the end."""
+    """Milliseconds from a client's leaving until its provider was let go, or had ended; endless where it went on."""
     last = lines[-1]
-    if last["cancelled_at"] is not None:
-        return max(float(last["cancelled_at"]) - left, 0.0) * 1000
-    return 0.0 if last["finished_at"] is not None and last["finished_at"] <= left + 0.05 else math.inf
+    over = last["cancelled_at"] or last["finished_at"] or math.inf
+    late = max(float(over) - left, 0.0)
+    return late * 1000 if last["cancelled_at"] is not None or late <= UNTOLD_SECONDS else math.inf
 
 
 def _of_sidecar(drive: Drive, requests: int, asked_of_providers: int) -> dict[str, float]:
@@ -183,8 +185,8 @@ def thresholds(name: str, file: Path = THRESHOLDS) -> dict[str, Any]:
     return {**tables.get("all", {}), **tables.get(name, {})}
 
 
-def verdict(found: dict[str, float], limits: dict[str, Any], *, scale: float = 1.0) -> list[Line]:
-    """Each figure beside its threshold. `scale`: of what is the least, where a run is smaller than its scenario's.
+def verdict(found: dict[str, float], limits: dict[str, Any], *, users: float = 1.0, seconds: float = 1.0) -> list[Line]:
+    """Each figure beside its threshold. `users`, `seconds`: shares of the scenario's own, where a run is smaller.
 
     A threshold for what was not measured is a breach: else a misspelt one would hold for ever.
     """
@@ -192,7 +194,8 @@ def verdict(found: dict[str, float], limits: dict[str, Any], *, scale: float = 1
     for name, limit in limits.items():
         value = found.get(name, math.nan)
         if isinstance(limit, dict):
-            lines.append(Line(name, value, least=limit["least"] * scale))
+            share = min(users, 1.0) * (1.0 if name == "per_second" else min(seconds, 1.0))
+            lines.append(Line(name, value, least=limit["least"] * share))
         else:
             lines.append(Line(name, value, most=limit))
     return lines + [Line(name, value) for name, value in found.items() if name not in limits]

@@ -26,8 +26,11 @@ def said(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-def conversation(size: int) -> str:
-    """What a coding agent sends: instructions, tools, and a long history with calls and what came of them."""
+def conversation(size: int, *, ends_with_result: bool) -> str:
+    """What a coding agent sends: instructions, tools, a long history with calls and what came of them.
+
+    Behind a tool's result a model speaks; behind a person's word it calls tools.
+    """
     parameters = {"type": "object", "properties": {"path": {"type": "string"}, "line": {"type": "integer"}}}
     tools = [
         {
@@ -42,6 +45,8 @@ def conversation(size: int) -> str:
         messages += said("look at this, please. " * 20)
         messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
         messages.append({"role": "tool", "tool_call_id": call["id"], "content": "def f(x):\n    return x\n" * 80})
+    if not ends_with_result:
+        messages += said("go on")
     return body(messages, tools=tools, stream=True, **USAGE)
 
 
@@ -49,7 +54,7 @@ UNARY = body(said(WORDS), stream=False)
 STREAM = body(said(WORDS), stream=True, **USAGE)
 MESSAGES = body(said(WORDS), stream=True, max_tokens=1000)
 TEXTS = msgspec.json.encode({"model": "MODEL", "input": [WORDS[:200]] * 16}).decode()
-AGENTS = [conversation(kilobytes * 1000) for kilobytes in (30, 45, 60, 80)]
+AGENTS = [conversation(size * 1000, ends_with_result=size % 10 == 0) for size in (30, 45, 60, 75, 80)]
 VERSION = (("anthropic-version", "2023-06-01"),)
 KINDS = {
     "unary": Asked("unary", UNARY),

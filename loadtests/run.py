@@ -56,8 +56,8 @@ def _one(name: str, options: argparse.Namespace) -> int:
     except (RuntimeError, OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
         print(f"{name}: could not be run: {error}")
         return 1
-    scale = scenario.users / whole.users * min(scenario.seconds / whole.seconds, 1.0)
-    result = report.result(name, scenario, judge.verdict(found, limits, scale=min(scale, 1.0)))
+    shares = {"users": scenario.users / whole.users, "seconds": scenario.seconds / whole.seconds}
+    result = report.result(name, scenario, judge.verdict(found, limits, **shares))
     plot = plots.of(driven, scenario.seconds)
     print("\n".join([report.table(result), *judge.reasons(driven)]), flush=True)
     if options.html:

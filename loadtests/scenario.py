@@ -76,7 +76,6 @@ class Row(msgspec.Struct, array_like=True, kw_only=True):
     outcome: str = "ok"
     why: str = ""  # more of a failure, in the words of whatever told it
     left: float | None = None  # when the client went away in the middle, of its own will
-    tries: int = 0  # as the answer's header has it
 
 
 def names() -> list[str]:

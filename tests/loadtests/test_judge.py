@@ -50,14 +50,15 @@ def figures(*rows: Row, **more: Any) -> dict[str, float]:
 
 def test_failures_are_counted_by_class_and_late_ones_again() -> None:
     found = figures(row(), row(outcome="cut"), row(outcome="lost", began=109.0), row(outcome="429", direct=True))
-    assert (found["requests"], found["cut"], found["lost"], found["429"]) == (3, 1, 1, 0)
+    assert (found["requests"], found["lost"], found["429_percent"]) == (3, 1, 0)
+    assert found["cut_percent"] == pytest.approx(33.33, abs=0.01)
     assert found["failed_percent"] == pytest.approx(66.67, abs=0.01)
     assert found["late_failed_percent"] == 100
 
 
 def test_whoever_left_did_not_fail() -> None:
     found = figures(row(left=100.1, outcome="dropped"))
-    assert (found["failed_percent"], found["dropped"]) == (0, 0)
+    assert (found["failed_percent"], found["dropped_percent"]) == (0, 0)
 
 
 def test_percentiles_are_compared_with_those_of_the_provider_itself() -> None:
@@ -103,6 +104,7 @@ def test_more_tries_than_are_allowed_are_told() -> None:
     [
         ({"cancelled_at": 100.55}, 50, 0),
         ({"finished_at": 100.4}, 0, 0),  # it was all sent when the client left
+        ({"finished_at": 100.6}, 100, 0),  # it was all but sent
         ({"finished_at": 103.0}, math.inf, 1),  # it went on for nobody
         ({}, math.inf, 1),
     ],
@@ -141,6 +143,14 @@ def test_a_verdict_has_each_threshold_first_then_the_rest() -> None:
 @pytest.mark.parametrize("limit", [5, {"least": 5}])
 def test_a_threshold_for_what_was_not_measured_is_a_breach(limit: Any) -> None:
     assert not judge.verdict({}, {"ttft_p96_ratio": limit})[0].holds
+
+
+def test_a_smaller_run_needs_fewer_requests_and_a_larger_one_no_more() -> None:
+    limits = {"requests": {"least": 100}, "per_second": {"least": 10}}
+    found = {"requests": 30.0, "per_second": 7.0}
+    less = judge.verdict(found, limits, users=0.5, seconds=0.5)
+    assert [(line.limit, line.holds) for line in less] == [(">= 25", True), (">= 5", True)]
+    assert [line.limit for line in judge.verdict(found, limits, users=3, seconds=9)] == [">= 100", ">= 10"]
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.5, 3), (0.95, 4), (1.0, 4), (0.0, 1)])
