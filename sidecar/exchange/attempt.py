@@ -308,7 +308,7 @@ def _rank(asking: Asking) -> int:
 
 async def _queue(exchange: Exchange, wait: Wait) -> Permit | Refused:
     """Wait for a slot, as long as was told; the place in the queue is given up whatever ends it."""
-    limits = exchange.spine.limits
+    limits, client = exchange.spine.limits, exchange.client
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
 
@@ -317,6 +317,7 @@ async def _queue(exchange: Exchange, wait: Wait) -> Permit | Refused:
             woken.set_result(None)
 
     wait.ticket.wake = wake
+    client.stay = False  # nothing has been asked for it that should be heard out
     timer = loop.call_later(wait.seconds, wake)
     try:
         await woken
@@ -325,6 +326,7 @@ async def _queue(exchange: Exchange, wait: Wait) -> Permit | Refused:
         raise
     finally:
         timer.cancel()
+    client.stay = exchange.spine.stays
     return limits.claim(wait.ticket)
 
 

@@ -33,6 +33,9 @@ def deliver(exchange: Exchange, attempt: Attempt) -> Awaitable[None] | None:
         raise _too_late(attempt, inbound)
     if inbound.status >= 300:
         return _refusal(exchange, attempt, inbound)
+    if attempt.cause is not None:  # an error in the answer, which may repeat the key
+        for secret in attempt.secrets:
+            attempt.data, attempt.plain = secret.redact(attempt.data), secret.redact(attempt.plain)
     if attempt.way is not None:
         return _stream(exchange, attempt, inbound, attempt.way)
     if attempt.meter is not None:
