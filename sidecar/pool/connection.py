@@ -17,7 +17,7 @@ from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtoc
 from sidecar.pool.outbound import write_head
 from sidecar.types import Deadline, Outbound, Sink
 from sidecar.wire.framing import Limits
-from sidecar.wire.heads import ResponseHead
+from sidecar.wire.heads import Event, ResponseHead
 from sidecar.wire.http1 import ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_error",
         "_got",
         "_head",
+        "_idle",
         "_idle_at",
         "_loop",
         "_origin",
@@ -113,6 +114,7 @@ class Connection(asyncio.Protocol):
 
         self._sink: Sink | None = None  # who is given what comes, instead of the buffer
         self._wait: Awaitable[None] | None = None  # what that one waits for
+        self._idle = 0.0  # seconds between bytes, at most
         self._idle_at = 0.0  # when nothing will have come for too long
 
     # -- the pool's side
@@ -132,6 +134,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.HEAD
         self.uses += 1
         self._deadline = deadline
+        self._idle = deadline.idle
         self._got = False
         if outbound.method != b"POST":
             self._reader.expect(outbound.method)
@@ -246,13 +249,15 @@ class Connection(asyncio.Protocol):
         if phase is not Phase.BODY and phase is not Phase.HEAD:
             self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
             return
-        self._got = True
-        try:
-            events = self._reader.feed(data)
-        except Malformed as error:
-            self._fail(UpstreamProtocol(f"{self._origin} answered in broken HTTP: {error.message}"))
+        sink = self._sink
+        if sink is not None and (piece := self._reader.piece(data)) is not None:  # a stream, as nearly always
+            self._idle_at = self._loop.time() + self._idle
+            self._give(sink, piece)
+            if self._sink is None:
+                self.signal.wake()
             return
-        for event in events:
+        self._got = True
+        for event in self._parse(data):
             if type(event) is not bytes:
                 if not self._mark(event):
                     return
@@ -265,6 +270,13 @@ class Connection(asyncio.Protocol):
             self._read_on(began=phase is Phase.HEAD)
         if self._head is not None and (self._sink is None or self.phase is not Phase.BODY):
             self.signal.wake()
+
+    def _parse(self, data: bytes) -> list[Event]:
+        try:
+            return self._reader.feed(data)
+        except Malformed as error:
+            self._fail(UpstreamProtocol(f"{self._origin} answered in broken HTTP: {error.message}"))
+            return []
 
     def _mark(self, event: object) -> bool:
         """A head, or an end. False where nothing more of it is anybody's."""

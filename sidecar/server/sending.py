@@ -14,12 +14,13 @@ class Sending(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
+        "_bytes",
         "_drains",
         "_left",
         "_loop",
+        "_more",
         "_round",
         "_unflushed",
-        "_unflushed_bytes",
         "_unsent",
         "transport",
         "writable",
@@ -32,29 +33,33 @@ class Sending(asyncio.Protocol):
         self.writable = True
         self._left = False  # the client has ended its side
         self._drains: list[asyncio.Future[None]] = []  # of whoever waits for the client to take bytes
-        self._unflushed: list[bytes] = []  # written in this round of the loop
-        self._unflushed_bytes = 0
+        self._unflushed = b""  # written in this round of the loop
+        self._more: list[bytes] = []  # and what came behind it
+        self._bytes = 0  # of both
         self._unsent = 0  # bytes of an answer that its client had not taken at the last look
 
     def write(self, data: bytes) -> None:
         """Send at the end of the loop's round (drive.Round), together with what else it brings for this client."""
         if self.transport is None:
             return
-        if self._unflushed:
-            self._unflushed.append(data)
-            self._unflushed_bytes += len(data)
-            if self._unflushed_bytes > HIGH_WATER:  # an app that never waits is told by this to wait
-                self.flush()
-        else:
-            self._unflushed.append(data)
-            self._unflushed_bytes = len(data)
+        if not self._unflushed:
+            self._unflushed = data
+            self._bytes = len(data)
             self._round.later(self.flush)
+        else:
+            self._more.append(data)
+            self._bytes += len(data)
+            if self._bytes > HIGH_WATER:  # an app that never waits is told by this to wait
+                self.flush()
 
     def flush(self) -> None:
         """Send what was written in this round."""
-        pieces, self._unflushed = self._unflushed, []
-        if pieces and self.transport is not None:
-            self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        data, self._unflushed = self._unflushed, b""
+        if self._more:
+            data += b"".join(self._more)
+            self._more.clear()
+        if data and self.transport is not None:
+            self.transport.write(data)
 
     def pause_writing(self) -> None:
         self.writable = False

@@ -54,19 +54,22 @@ class Bodies:
         self._left = 0  # bytes to come of a fixed body or chunk
         self._extra = 0  # bytes of chunk extensions, then of trailers
 
-    def _feed_common(self, data: bytes) -> list[Any] | None:
-        """What nearly every read of a body is: a piece of one whose end is not near, or exactly one chunk."""
+    def piece(self, data: bytes) -> bytes | None:
+        """What nearly every read of a body is: a piece of one whose end is not near, or exactly one chunk.
+
+        None where it is anything else, or not of a body: then nothing has been taken, and `feed` is to be asked.
+        """
         state = self._state
         if state == FIXED:
             if len(data) < self._left:
                 self._left -= len(data)
-                return [data]
+                return data
         elif state == CHUNK_SIZE and not self._held:
             match = _WHOLE_CHUNK.match(data)
             if match is not None:
                 start = match.end()
                 if len(data) == start + int(match[1], 16) + 2 and data.endswith(b"\r\n"):
-                    return [data[start:-2]]
+                    return data[start:-2]
         return None
 
     def _begin_body(self, events: list[Any], *, chunked: bool, length: int | None, until_close: bool = False) -> None:

@@ -96,9 +96,9 @@ class Reader(Bodies):
 
     def feed(self, data: bytes) -> list[Event]:
         """Take what the peer sent; answer what it means. Raises Malformed."""
-        common = self._feed_common(data)
-        if common is not None:
-            return common
+        piece = self.piece(data)
+        if piece is not None:
+            return [piece]
         state = self._state
         if self._held:
             data, self._held = self._held + data, b""

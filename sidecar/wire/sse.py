@@ -31,20 +31,20 @@ class Event(NamedTuple):
 class Splitter:
     """Cuts a byte stream behind whole events: `feed` answers the whole ones, byte for byte, and holds the rest."""
 
-    __slots__ = ("_held", "_max")
+    __slots__ = ("_max", "rest")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._held = bytearray()
+        self.rest = bytearray()  # of an event that has not ended
         self._max = max_event_bytes
 
     @property
     def held(self) -> bytes:
         """Bytes of an event that has not ended."""
-        return bytes(self._held)
+        return bytes(self.rest)
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of all events that are whole by now. Raises UpstreamProtocol when one event is too long."""
-        held = self._held
+        held = self.rest
         if not held and data.endswith(b"\n\n"):  # what nearly every provider sends nearly every time
             return data
         tail = bytes(held[-_OVERLAP:])

@@ -30,9 +30,9 @@ def body(pieces: list[bytes], *, chunked: bool = False, length: int | None = Non
     reader, events = Bodies(LIMITS), list[object]()
     reader._begin_body(events, chunked=chunked, length=length, until_close=length is None and not chunked)
     for piece in pieces:
-        common = reader._feed_common(piece)
+        common = reader.piece(piece)
         if common is not None:
-            events += common
+            events.append(common)
             continue
         data, reader._held = reader._held + piece, b""
         if reader._state == DONE:
