@@ -52,7 +52,18 @@ class Failure(msgspec.Struct):
 async def obtain(exchange: Exchange, plan: routing.Plan) -> Attempt:
     """The answer to give: the first good one, else the last refusal. Raises SidecarError where there was no answer."""
     exchange.plan = plan
-    targets = plan.targets if len(plan.targets) == 1 else _ordered(exchange, plan)
+    if len(plan.targets) != 1:
+        return await _obtain_any(exchange, plan)
+    target = plan.targets[0]
+    got = await try_once(exchange, target)
+    if isinstance(got, Failure):
+        got = await _persist(exchange, plan, target, got, last=True)
+    return got if isinstance(got, Attempt) else _give_up(exchange, got)
+
+
+async def _obtain_any(exchange: Exchange, plan: routing.Plan) -> Attempt:
+    """Of several targets, in the order that the plan's policy gives."""
+    targets = _ordered(exchange, plan)
     if not exchange.asking.fallback:
         targets = targets[:1]
     failure: Failure | None = None
