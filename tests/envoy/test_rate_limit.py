@@ -47,7 +47,7 @@ class NeverAgain:
 def with_limits(port: int) -> str:
     """ingress.yaml with the blocks of README.md where they say that they belong."""
     found: Any = document("ingress.yaml")
-    ratelimit, limits, cluster = (yaml.safe_load(block.replace("8081", str(port))) for block in BLOCKS)
+    *_, ratelimit, limits, cluster = (yaml.safe_load(block.replace("8081", str(port))) for block in BLOCKS)
     found["static_resources"]["clusters"].append(cluster)
     for listener in found["static_resources"]["listeners"]:
         (chain,) = listener["filter_chains"]
