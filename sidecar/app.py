@@ -117,6 +117,7 @@ class Sidecar:
             ledger=self._ledger,
             places={},
             duty=self._duty,
+            max_body_bytes=config.server.max_body_bytes,
             stays=config.on_disconnect.policy == "drain",
         )
 

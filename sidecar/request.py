@@ -57,7 +57,7 @@ class Asking(msgspec.Struct, frozen=True, eq=False):
     priority: str | None = None
     explain: bool = False  # it wants to know of each try
     share: bool = True  # an answer that somebody else with the same key has asked for is good enough
-    lines: dict[str, bytes] = {}  # of what goes up, by provider and dialect
+    lines: dict[bytes, bytes] = {}  # of what goes up, by the target's stamp, which is no other's
 
 
 def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, client: Client) -> Asking:
@@ -145,21 +145,24 @@ def translate(
             path = _with_query(path, client.query)
     if said:
         sent["messages"] = _begun(sent["messages"], said, upstream)
-    for name, value in target.params:
-        sent[name] = value
-    for name in upstream.drop:
-        if sent.pop(name, None) is not None:
-            dropped.append(name)
-    for old, new in upstream.rename:
-        if old in sent:
-            sent[new] = sent.pop(old)
-    place = f"{upstream.name} {translated}"
-    lines = asking.lines.get(place)
+    if target.params or upstream.drop or upstream.rename:
+        dropped += _adapt(sent, target)
+    lines = asking.lines.get(target.stamp)
     if lines is None:
-        lines = asking.lines[place] = _lines(upstream, client.headers, translated=translated)
+        lines = asking.lines[target.stamp] = _lines(upstream, client.headers, translated=translated)
     auth = upstream.auths[key] if upstream.auths else _auth(upstream, client.headers)
     outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
     return outbound, hide_usage, dropped_line(dropped) if dropped else b""
+
+
+def _adapt(sent: Envelope, target: Target) -> list[str]:
+    """What the configuration and the provider's row change of the members. Answers those that are left out."""
+    sent.update(target.params)
+    dropped = [name for name in target.upstream.drop if sent.pop(name, None) is not None]
+    for old, new in target.upstream.rename:
+        if old in sent:
+            sent[new] = sent.pop(old)
+    return dropped
 
 
 def _begun(messages: msgspec.Raw, said: str, upstream: Upstream) -> msgspec.Raw:

@@ -42,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fallback_on: frozenset[str]
     affinity: bytes | None = None  # the header that a session is known by, in lower case
     skipped: tuple[str, ...] = ()  # why what is missing here is missing
+    plain: bool = True  # its answers are neither shared nor kept alive with comments
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +229,7 @@ def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Pla
         fallback_on=frozenset(model.fallback_on),
         affinity=header.lower().encode() if header is not None else None,
         skipped=tuple(skipped),
+        plain=not model.coalesce and model.keepalive_comment_seconds is None,
     )
 
 

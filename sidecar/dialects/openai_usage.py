@@ -40,9 +40,6 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: float | None = None
 
 
-_NO_DETAILS: Final = _PromptDetails()
-
-
 class WireUsage(msgspec.Struct):
     """`usage` as the compatible providers send it; counts are floats at some of them."""
 
@@ -58,15 +55,16 @@ class WireUsage(msgspec.Struct):
     reasoning_tokens: float | None = None  # Perplexity
 
     def neutral(self) -> Usage:
-        prompt, completion = self.prompt_tokens, self.completion_tokens
-        prompt = int(prompt) if prompt is not None and 0 <= prompt < _MOST_TOKENS else 0
-        completion = int(completion) if completion is not None and 0 <= completion < _MOST_TOKENS else 0
-        details, inner = self.prompt_tokens_details or _NO_DETAILS, self.completion_tokens_details
-        told = details.cached_tokens or self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
-        cached = _count(told) if told else 0
-        told = (inner.reasoning_tokens if inner is not None else None) or self.reasoning_tokens
-        reasoning = _count(told) if told else 0
-        written = details.cache_write_tokens or self.cache_creation_input_tokens
+        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
+        told = self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
+        written, reason = self.cache_creation_input_tokens, self.reasoning_tokens
+        if (details := self.prompt_tokens_details) is not None:
+            told, written = details.cached_tokens or told, details.cache_write_tokens or written
+        if (inner := self.completion_tokens_details) is not None:
+            reason = inner.reasoning_tokens or reason
+        if not (told or written or reason):
+            return Usage(input=prompt, output=completion)
+        cached, reasoning = _count(told), _count(reason)
         # xAI counts reasoning outside of completion_tokens; its total tells (prompt + completion + reasoning).
         if reasoning and _count(self.total_tokens) == prompt + completion + reasoning:
             completion += reasoning
@@ -76,7 +74,7 @@ class WireUsage(msgspec.Struct):
             input=prompt,
             output=completion,
             cached=cached,
-            cache_write=_count(written) if written else 0,
+            cache_write=_count(written),
             reasoning=reasoning,
         )
 

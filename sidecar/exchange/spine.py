@@ -116,7 +116,7 @@ async def _steps(exchange: Exchange) -> None:
     exchange.expires = exchange.outcome.started + asking.timeout
     caller, counter = asking.asker
     record.caller = caller.name
-    most = spine.config.server.max_body_bytes
+    most = spine.max_body_bytes
     data = client.body(most)
     if data is None:
         data = await client.read(most)
@@ -134,15 +134,23 @@ async def _steps(exchange: Exchange) -> None:
     decision = counter.enter(now())
     permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
     try:
-        model = plan.model
-        serve = _answer_slowly if model.keepalive_comment_seconds is not None and view.stream else _answer
-        if model.coalesce and asking.share:
-            await coalesce.join(exchange, lambda alike: _finish(alike, serve(alike, plan)))
+        if plan.plain:
+            await _answer(exchange, plan)
         else:
-            await serve(exchange, plan)
+            await _answer_as_told(exchange, plan)
     finally:
         permit.release()
     return None
+
+
+async def _answer_as_told(exchange: Exchange, plan: Plan) -> None:
+    """As the model's options say: with others who ask the same, with comments while there is nothing else."""
+    model = plan.model
+    serve = _answer_slowly if model.keepalive_comment_seconds is not None and exchange.view.stream else _answer
+    if model.coalesce and exchange.asking.share:
+        await coalesce.join(exchange, lambda alike: _finish(alike, serve(alike, plan)))
+    else:
+        await serve(exchange, plan)
 
 
 async def _answer(exchange: Exchange, plan: Plan) -> None:

@@ -93,6 +93,7 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     ledger: Ledger
     duty: Duty
+    max_body_bytes: int
     stays: bool = False  # an answer is read to its end although its client has left
 
     def __repr__(self) -> str:

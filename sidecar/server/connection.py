@@ -136,9 +136,24 @@ class Connection(Sending):
         self.server.idle.pop(self, None)
         self.phase = Phase.SERVING
         self._alarm.at = None
-        size = len(body)
-        close = self.asked >= MAX_REQUESTS
-        cycle = self.cycle = self._cycle(again.head, size, [body], size, close=close, whole=True)
+        head, size = again.head, len(body)
+        cycle = self.cycle = Cycle(  # as _cycle does, without the call
+            self,
+            head,
+            head.method,
+            head.path,
+            head.query,
+            head.headers,
+            head.index,
+            head.notes,
+            self.signal,
+            self.asked >= MAX_REQUESTS,
+            head.expect_continue,
+            size,
+            [body],
+            size,
+            True,
+        )
         if not cycle.start_directly():  # the app has another mind by now
             self.again = None
             self.reader.pass_over()
@@ -146,9 +161,7 @@ class Connection(Sending):
             cycle.headers, cycle.index = cycle.head.headers, cycle.head.index
             cycle.start()
 
-    def _cycle(
-        self, head: RequestHead, length: int | None, pieces: list[bytes], held: int, *, close: bool, whole: bool
-    ) -> Cycle:
+    def _cycle(self, head: RequestHead, *, close: bool) -> Cycle:
         return Cycle(
             self,
             head,
@@ -161,10 +174,7 @@ class Connection(Sending):
             self.signal,
             close,
             head.expect_continue,
-            length,
-            pieces,
-            held,
-            whole,
+            head.length,
         )
 
     def eof_received(self) -> bool:
@@ -225,7 +235,7 @@ class Connection(Sending):
         self._body_began = self._loop.time()
         self._body_bytes = 0
         last = not head.keep_alive or self.asked >= MAX_REQUESTS
-        cycle = self.cycle = self._cycle(head, head.length, [], 0, close=last, whole=False)
+        cycle = self.cycle = self._cycle(head, close=last)
         return cycle
 
     def _read_on(self) -> None:
