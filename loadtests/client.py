@@ -182,8 +182,7 @@ def _headers(asked: Asked, row: Row) -> dict[str, str]:
         headers |= {"x-sim-key": row.key, **({"x-sim-digest": "1"} if asked.same else {})}
         if row.direct and not PLAN.direct_faults:
             headers["x-sim-fault"] = ""
-        headers |= dict(asked.headers)
-    return headers
+    return headers | {name: value for name, value in asked.headers if PLAN.simulated or not name.startswith("x-sim-")}
 
 
 def _events(asked: Asked, row: Row, reader: Any) -> Iterator[bytes]:

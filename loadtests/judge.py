@@ -116,6 +116,10 @@ def _of_upstream(scenario: Scenario, drive: Drive) -> dict[str, float]:
         "tries_over": float(sum(len(each) > (1 + scenario.attempts) * scenario.providers for each in ours.values())),
         "amplification": asked / max(len(ours), 1),
     }
+    for name, share in (("own_p50_ms", 0.5), ("own_p95_ms", 0.95)):
+        ours_took, theirs_took = (_beyond(drive.rows, tries, direct=direct) for direct in (False, True))
+        if ours_took and theirs_took:
+            found[name] = percentile(ours_took, share) - percentile(theirs_took, share)
     left = [(row.left, tries[row.key]) for row in rows.values() if row.left is not None and row.key in tries]
     if left:
         late = [_late_ms(moment, lines) for moment, lines in left]
@@ -123,6 +127,15 @@ def _of_upstream(scenario: Scenario, drive: Drive) -> dict[str, float]:
         found["left_untold"] = float(sum(map(math.isinf, late)))
         found["cancel_p99_ms"] = percentile(late, 0.99)
     return found
+
+
+def _beyond(rows: list[Row], tries: dict[str, list[dict[str, Any]]], *, direct: bool) -> list[float]:
+    """How much longer each stream's first content took than its provider did, to its first byte: one clock has both."""
+    return [
+        row.first_ms - (tries[row.key][0]["answered_at"] - tries[row.key][0]["began"]) * 1000
+        for row in rows
+        if _streamed(row, direct) and row.first_ms is not None and len(tries.get(row.key, ())) == 1
+    ]
 
 
 def duplicates(lines: list[dict[str, Any]]) -> int:

@@ -90,7 +90,7 @@ def keep(found: Result, plot: str) -> None:
 
 
 SHOWN = (
-    "requests", "failed_percent", "ttft_p50_added_ms", "ttft_p95_ratio", "itl_p95_ratio", "lost", "duplicates",
+    "requests", "failed_percent", "own_p50_ms", "own_p95_ms", "itl_p95_ratio", "lost", "duplicates",
     "cpu_ms", "rss_mb",
 )  # fmt: skip
 

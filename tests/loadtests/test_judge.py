@@ -92,6 +92,16 @@ def test_a_duplicate_is_a_try_after_one_that_was_answered(first: dict[str, Any],
     assert (found["duplicates"], found["tries_most"], found["amplification"]) == (wanted, 2, 2)
 
 
+def test_what_the_sidecar_adds_does_not_depend_on_how_long_its_provider_thought() -> None:
+    slow, quick = (row(key=key, kind="stream", gaps=[1.0], first_ms=ms) for key, ms in (("a", 525.0), ("b", 126.0)))
+    direct = row(key="c", kind="stream", gaps=[1.0], first_ms=222.0, direct=True)
+    thought = {"a": 0.5, "b": 0.1, "c": 0.2}
+    upstream = [tried(key=key, answered_at=100.0 + took) for key, took in thought.items()]
+    found = figures(slow, quick, direct, upstream=upstream)
+    assert found["own_p50_ms"] == pytest.approx(26 - 22)
+    assert found["own_p95_ms"] == pytest.approx(26 - 22)
+
+
 def test_more_tries_than_are_allowed_are_told() -> None:
     bad: dict[str, Any] = {"fault": "503", **WELL}
     two = [tried(began=float(at), **bad) for at in (1, 2)]
