@@ -32,7 +32,7 @@ from tests.faults.peer import RawClient
 from tests.faults.stand import Reply, ask, comes_true, read
 from tests.faults.transcripts import WAYS
 
-pytestmark = pytest.mark.timeout(50)
+pytestmark = pytest.mark.timeout(80)
 
 CHAT: Final = WAYS["chat"]
 PARTED, KILLED, DRAINED = NAMES = ("parted", "killed", "drained")
@@ -263,6 +263,7 @@ async def fleet(folder: Path, authority: trustme.CA) -> AsyncIterator[tuple[dict
                 yield {each.name: each for each in machines}, before, load
             finally:
                 load.stopped = True
+        await comes_true(lambda: not any(map(load.under_way, NAMES)), "the provider works for nobody", SLACK_SECONDS)
 
 
 async def busy(load: Load, name: str) -> None:
