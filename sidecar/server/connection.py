@@ -137,7 +137,7 @@ class Connection(Sending):
         self.phase = Phase.SERVING
         self._alarm.at = None
         head, size = again.head, len(body)
-        cycle = self.cycle = Cycle(  # as _cycle does, without the call
+        cycle = self.cycle = Cycle(
             self,
             head,
             head.method,
@@ -160,22 +160,6 @@ class Connection(Sending):
             cycle.head = again.with_length(digits)
             cycle.headers, cycle.index = cycle.head.headers, cycle.head.index
             cycle.start()
-
-    def _cycle(self, head: RequestHead, *, close: bool) -> Cycle:
-        return Cycle(
-            self,
-            head,
-            head.method,
-            head.path,
-            head.query,
-            head.headers,
-            head.index,
-            head.notes,
-            self.signal,
-            close,
-            head.expect_continue,
-            head.length,
-        )
 
     def eof_received(self) -> bool:
         """A client that ends its side has gone: nobody would read the answer (and a cancelled one should not cost)."""
@@ -235,7 +219,20 @@ class Connection(Sending):
         self._body_began = self._loop.time()
         self._body_bytes = 0
         last = not head.keep_alive or self.asked >= MAX_REQUESTS
-        cycle = self.cycle = self._cycle(head, close=last)
+        cycle = self.cycle = Cycle(
+            self,
+            head,
+            head.method,
+            head.path,
+            head.query,
+            head.headers,
+            head.index,
+            head.notes,
+            self.signal,
+            last,
+            head.expect_continue,
+            head.length,
+        )
         return cycle
 
     def _read_on(self) -> None:
