@@ -138,7 +138,10 @@ def _check_depth(body: bytes) -> None:
     """Linear in the body, and all of it in C: this runs for most requests that carry tools."""
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # so that every quote left opens or closes a string
-    braces = b"".join(body.translate(_BRACES, _NO_BRACES).split(b'"')[::2])  # those outside of strings
+    # Two quotes in a row are a string without a brace, or two with none between them: nothing goes in or out by that.
+    braces = body.translate(_BRACES, _NO_BRACES).replace(b'""', b"")
+    if b'"' in braces:
+        braces = b"".join(braces.split(b'"')[::2])  # those outside of strings
     for _ in range(MAX_DEPTH):
         braces = braces.replace(b"{}", b"")  # takes off exactly the innermost level
     if braces:

@@ -66,7 +66,7 @@ class Stand:
     async def ask(self, request: bytes) -> Reply:
         """One request on a connection of its own, which the server closes behind the answer."""
         async with asyncio.timeout(8), self.client() as client:
-            client.write(_closing(request))
+            client.write(closing(request))
             return read(await client.rest())
 
     def idle(self) -> bool:
@@ -175,7 +175,8 @@ def ask(way: Way, *headers: bytes, stream: bool = True, model: str | None = None
     return post(way.path, msgspec.json.encode({**body, "stream": stream}), *headers)
 
 
-def _closing(request: bytes) -> bytes:
+def closing(request: bytes) -> bytes:
+    """The same, with the connection to be closed behind its answer."""
     line, _, rest = request.partition(b"\r\n")
     return line + b"\r\nconnection: close\r\n" + rest
 

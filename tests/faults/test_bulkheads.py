@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sidecar.config import Limits, Pool, Queue
+from tests.commands.process import started
+from tests.config.files import written
 from tests.faults.ground import black_hole
 from tests.faults.peer import REQUEST, STOP_READING, Again, Flood, Pause, RawServer, Script
-from tests.faults.stand import Stand, ask, comes_true, provider, standing
+from tests.faults.stand import Stand, ask, closing, comes_true, provider, read, standing
 from tests.faults.transcripts import WAYS, chunk, head
 
 CHAT = WAYS["chat"]
@@ -126,3 +129,35 @@ async def test_a_queue_is_left_at_the_clients_own_deadline() -> None:
         assert (await held).status == 200
         assert reply.status in (429, 503, 504)
         assert took < 0.3
+
+
+async def test_a_huge_body_delays_no_other() -> None:
+    """A body of so many small messages is the dearest there is to look into."""
+    many = [{"role": "user", "content": "a"}] * 250_000  # 8 MB
+    async with RawServer(GOOD) as other, asyncio.TaskGroup() as tasks:
+        async with standing(GOOD, more=lambda _: {"other": provider(other)}) as stand:
+            huge = [tasks.create_task(stand.ask(ask(CHAT, stream=False, messages=many))) for _ in range(3)]
+            for _ in range(5):
+                await _quick(stand, "other/m", seconds=0.25)  # the test's own clients share the loop
+            assert [(await task).status for task in huge] == [200] * 3
+
+
+async def test_a_stuck_log_pipe_delays_nobody(tmp_path: Path) -> None:
+    async with RawServer(GOOD) as other:
+        lab = f'[providers.lab]\nkind = "openai-compatible"\nbase_url = "http://127.0.0.1:{other.port}/v1"\n'
+        file = written(tmp_path / "sidecar.toml", '[server]\nlisten = ["127.0.0.1:0"]\n' + lab)
+        with started("serve", "--config", str(file), folder=tmp_path) as process:
+            loop = asyncio.get_running_loop()
+            line = await loop.run_in_executor(None, process.line, "export OPENAI_BASE_URL=")
+            port = int(line.rpartition(":")[2].partition("/")[0])
+            slowest = 0.0
+            for _ in range(400):  # lines of more than the pipe holds; nobody reads it
+                began = loop.time()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(closing(ask(CHAT, stream=False)))
+                reply = read(await reader.read())
+                writer.close()
+                assert reply.status == 200
+                slowest = max(slowest, loop.time() - began)
+            assert slowest <= 0.25
+            assert await loop.run_in_executor(None, process.end) == 0
