@@ -287,7 +287,7 @@ class Connection(Sending):
         self.cycle = None
         if not cycle.whole:  # part of the body is still to come, and nobody wants it
             self._linger()
-        elif cycle.close or self.server.draining:
+        elif cycle.close or self.server.closing:  # in the lame-duck time only who was told so is left
             if self.reader.excess:  # never to be read, and a reset would tear the answer away
                 self._linger()
             else:

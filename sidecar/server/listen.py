@@ -98,7 +98,7 @@ class Server:
         self._sockets = sockets or []
         self._accepting: list[asyncio.Task[None]] = []
         self._arrivals: dict[socket.socket, asyncio.Future[None]] = {}  # who waits for a client to come
-        self._closing = False  # nobody is waited for any more
+        self.closing = False  # nobody is waited for any more
         self._shaking: set[asyncio.Task[None]] = set()  # TLS handshakes
         self._room = asyncio.Event()  # there may be room for one more connection
         self._empty = asyncio.Event()  # there are no connections any more
@@ -178,7 +178,7 @@ class Server:
 
     async def _stop_accepting(self) -> None:
         """Take whoever has connected, and nobody more. Without cancelling: a client just accepted would be lost."""
-        self._closing = True
+        self.closing = True
         self._room.set()
         for arrival in self._arrivals.values():
             _settle(arrival)
@@ -234,7 +234,7 @@ class Server:
     async def _accept(self, sock: socket.socket) -> None:
         """Take clients for as long as the server listens: there is no error of one client that may end it."""
         failing = False
-        while not self._closing:
+        while not self.closing:
             try:
                 client = _taken(sock)
                 if client is None:
@@ -301,7 +301,7 @@ class Server:
 
     async def _make_room(self) -> None:
         """At the bound the oldest idle connection goes; with none idle, nobody is served until one is, or closes."""
-        while not self._has_room() and not self._closing:
+        while not self._has_room() and not self.closing:
             self._room.clear()
             self._close_oldest()
             await _happens(self._room, RETRY_SECONDS)  # not for ever: one that becomes idle does not tell

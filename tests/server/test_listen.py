@@ -341,6 +341,28 @@ async def test_in_the_lame_duck_time_it_serves_on_and_says_close() -> None:
                 pass
 
 
+async def test_behind_a_stream_that_began_before_it_the_connection_serves_on_too() -> None:
+    """Its head said nothing of closing, so its client may ask again at once; that answer then says it."""
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(dict(HEAD_200))
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    async with serving(http(app)) as ground, ground.client() as client:
+        await client.run(GET, Expect(b"one\r\n"))
+        drain = client.loop.create_task(ground.server.drain(lame_duck_seconds=0.3, drain_seconds=5))
+        await asyncio.sleep(0.02)
+        go_on.set()
+        await client.run(Expect(b"3\r\ntwo\r\n0\r\n\r\n"), GET)
+        again = await client.rest()
+        assert b"\r\nconnection: close\r\n" in again
+        assert again.endswith(b"3\r\ntwo\r\n0\r\n\r\n")
+        await drain
+
+
 async def test_a_second_signal_ends_the_lame_duck_time_and_what_is_under_way() -> None:
     app = Waits()
     async with serving(app) as ground, ground.client() as client:
