@@ -156,6 +156,14 @@ def _take(exchange: Exchange, attempt: Attempt, inbound: Inbound, data: bytes) -
         attempt.cause = cause_in_answer(attempt.fault)
     elif not plain:
         attempt.cause = "empty"
+    elif attempt.usage is None and _is_cut(plain):
+        name = attempt.target.upstream.name
+        raise UpstreamCut(f"provider {name} answered with a part of a JSON object, though of the length that it said")
+
+
+def _is_cut(plain: bytes) -> bool:
+    """A JSON object without its end, however well it is framed."""
+    return plain.lstrip()[:1] == b"{" and not plain.rstrip().endswith(b"}")
 
 
 async def _gather(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> None:

@@ -334,3 +334,17 @@ async def test_what_all_targets_fail_at_is_told_with_the_status_of_the_last() ->
             b"false",
         )
         assert (len(stand.peer.requests), len(other.requests)) == (1, 1)
+
+
+@EVERY_WAY
+async def test_a_part_of_a_body_that_is_framed_well_is_a_cut(way: Way) -> None:
+    """Its length is as it says, so that only its JSON tells: a client would choke on it."""
+    part = answer(way.theirs.body[:-9])
+    async with standing([REQUEST, part]) as stand:
+        reply = await stand.ask(ask(way, stream=False))
+        code = b"provider_cut" if way.same else b"provider_protocol_error"  # what is translated is read as a whole
+        assert (reply.status, reply.get(b"x-sidecar-error")) == (502, code)
+        assert len(stand.peer.requests) == 1
+    async with standing([REQUEST, part, REQUEST, way.whole()], retry=Retry(attempts=1, base_seconds=0.01)) as stand:
+        assert (await stand.ask(ask(way, stream=False))).status == 200
+        assert len(stand.peer.requests) == 2
