@@ -153,7 +153,7 @@ async def test_that_had_stopped_reading(way: Way, ending: Act) -> None:
             taken = -1
             while wire.accepted != taken:
                 taken = wire.accepted
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.25)  # longer than looking into one read takes, with coverage and all
             await _gone(stand, client, ending)
 
 
