@@ -48,10 +48,6 @@ class BodyTooLarge(CallerError):
     status, code, type = 413, "caller_body_too_large", "request_too_large"
 
 
-class BodyTimeout(CallerError):
-    status, code, type = 408, "caller_body_timeout", "request_timeout"
-
-
 class MediaTypeUnsupported(CallerError):
     status, code = 415, "caller_media_type_unsupported"
 

@@ -57,7 +57,7 @@ class Asking(msgspec.Struct, frozen=True, eq=False):
     priority: str | None = None
     explain: bool = False  # it wants to know of each try
     share: bool = True  # an answer that somebody else with the same key has asked for is good enough
-    lines: dict[bytes, bytes] = {}  # of what goes up, by the target's stamp, which is no other's
+    lines: dict[str, bytes] = {}  # of what goes up, by provider: a head is of one endpoint, so of one dialect at each
 
 
 def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, client: Client) -> Asking:
@@ -147,9 +147,9 @@ def translate(
         sent["messages"] = _begun(sent["messages"], said, upstream)
     if target.params or upstream.drop or upstream.rename:
         dropped += _adapt(sent, target)
-    lines = asking.lines.get(target.stamp)
+    lines = asking.lines.get(upstream.name)
     if lines is None:
-        lines = asking.lines[target.stamp] = _lines(upstream, client.headers, translated=translated)
+        lines = asking.lines[upstream.name] = _lines(upstream, client.headers, translated=translated)
     auth = upstream.auths[key] if upstream.auths else _auth(upstream, client.headers)
     outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
     return outbound, hide_usage, dropped_line(dropped) if dropped else b""

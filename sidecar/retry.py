@@ -197,7 +197,7 @@ _NUMBER: Final = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _PIECE: Final = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s|us|ns)")
 _DURATION: Final = re.compile(rf"(?:{_PIECE.pattern})+")
-_PATIENCE: Final = ((b"x-stainless-read-timeout", 1.0), (b"x-stainless-timeout", 1.0))
+_PATIENCE: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")  # seconds; of the Python and the Node SDK
 _POINT: Final = 1e8  # a larger number is a point in time (epoch seconds; above 1e11 milliseconds)
 _PAIR: Final = re.compile(r"\b([a-z]+)\s*=\s*(\d+)")
 _RETRY_INFO: Final = re.compile(rb'"retryDelay"\s*:\s*"([^"]{1,32})"')
@@ -247,20 +247,8 @@ def delay(
 
 def client_patience(index: Mapping[bytes, bytes]) -> float | None:
     """Seconds that the client's SDK waits for a first or a next byte, by its own word. No limit of a whole stream."""
-    return _least(index, _PATIENCE)
-
-
-def client_deadline(index: Mapping[bytes, bytes]) -> float | None:
-    """Seconds until which a first byte must go to the client: the least of what it asked of us and its SDK's patience.
-
-    A bad `x-sidecar-timeout-ms` says nothing here: `request.read_head` has refused it.
-    """
-    return _least(index, ((b"x-sidecar-timeout-ms", 1e-3), *_PATIENCE))
-
-
-def _least(index: Mapping[bytes, bytes], names: tuple[tuple[bytes, float], ...]) -> float | None:
-    said = ((_text(index.get(name)), unit) for name, unit in names)
-    waits = (float(text) * unit for text, unit in said if _NUMBER.fullmatch(text))
+    said = [_text(index.get(name)) for name in _PATIENCE]
+    waits = (float(text) for text in said if _NUMBER.fullmatch(text))
     return min((each for each in waits if 0.0 < each <= _DAY), default=None)
 
 

@@ -188,12 +188,6 @@ class Client(Protocol):
         ...
 
 
-class Tap(Protocol):
-    """Something that watches passing bytes (a meter, a cache's lease). It may fail; the bytes still go."""
-
-    def feed(self, data: bytes) -> None: ...
-
-
 class Usage(msgspec.Struct, kw_only=True, gc=False):
     """Tokens as counted by the provider. `input` and `output` are totals; the others are parts of them."""
 
