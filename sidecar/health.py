@@ -232,14 +232,8 @@ class TargetHealth(msgspec.Struct, eq=False):
 
     breaker: Breaker
     latency: Latency
+    keys: Keys  # its provider's, as they do at this target: providers limit each model by itself
     in_flight: int = 0
-
-
-class ProviderHealth(msgspec.Struct, eq=False, frozen=True):
-    """One provider. `aimd` is None where its limit is not adaptive."""
-
-    aimd: Aimd | None
-    keys: Keys
 
 
 class Health:
@@ -251,28 +245,31 @@ class Health:
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._targets: OrderedDict[str, TargetHealth] = OrderedDict()  # longest unused first
-        self._providers: dict[str, ProviderHealth] = {}  # as many as configurations have named
+        self._aimds: dict[str, Aimd] = {}  # of the providers whose limit is adaptive, by name
 
-    def target(self, key: str, settings: BreakerSettings) -> TargetHealth:
-        """The target of this name, with its breaker's settings as they are from now on."""
+    def target(self, key: str, settings: BreakerSettings, keys: int = 1) -> TargetHealth:
+        """The target of this name, with its breaker's settings as they are from now on.
+
+        Another number of keys begins anew; what runs goes on with those it was given.
+        """
         found = self._targets.get(key)
         if found is None:
             if len(self._targets) >= _MOST_TARGETS:
                 del self._targets[self._spare()]
-            found = self._targets[key] = TargetHealth(Breaker(settings, self._random), Latency())
+            found = self._targets[key] = TargetHealth(Breaker(settings, self._random), Latency(), Keys(keys))
             return found
         self._targets.move_to_end(key)
         found.breaker.settings = settings
+        if len(found.keys) != keys:
+            found.keys = Keys(keys)
         return found
 
-    def provider(self, name: str, adaptive: bool, keys: int) -> ProviderHealth:
-        """The provider of this name. Another number of keys begins anew; what runs goes on with those it was given."""
-        found = self._providers.get(name)
-        if found is None or adaptive != (found.aimd is not None) or keys != len(found.keys):
-            aimd = (found and found.aimd) or Aimd()
-            kept = found.keys if found is not None and keys == len(found.keys) else Keys(keys)
-            found = self._providers[name] = ProviderHealth(aimd if adaptive else None, kept)
-        return found
+    def aimd(self, name: str, adaptive: bool) -> Aimd | None:
+        """The limit that has been found for a provider, where it is adaptive. Else it is forgotten."""
+        if not adaptive:
+            self._aimds.pop(name, None)
+            return None
+        return self._aimds.setdefault(name, Aimd())
 
     def stats(self) -> list[dict[str, object]]:
         """For /status."""
@@ -280,10 +277,7 @@ class Health:
             {"target": key, "breaker": each.breaker.state, "in_flight": each.in_flight}
             for key, each in self._targets.items()
         ]
-        return targets + [
-            {"provider": name, "keys": len(each.keys), "adaptive_limit": each.aimd and each.aimd.limit}
-            for name, each in self._providers.items()
-        ]
+        return targets + [{"provider": name, "adaptive_limit": each.limit} for name, each in self._aimds.items()]
 
     def _spare(self) -> str:
         """The target to forget: the longest unused whatever its state, where none near it is closed and idle."""
@@ -292,7 +286,7 @@ class Health:
         return next(idle, None) or next(iter(self._targets))
 
     def __repr__(self) -> str:
-        return f"<Health {len(self._targets)} targets, {len(self._providers)} providers>"
+        return f"<Health {len(self._targets)} targets, {len(self._aimds)} adaptive limits>"
 
 
 def least_latency(candidates: Sequence[TargetHealth], now: float, random: Callable[[], float]) -> int:

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from sidecar.budget import Keys
 from sidecar.health import Breaker, BreakerSettings, Health, Latency, TargetHealth, least_latency
 
 SETTINGS = BreakerSettings()
@@ -411,7 +412,7 @@ def test_a_p95_is_that_of_a_sorted_list(steps: list[tuple[float, float]]) -> Non
 
 
 def target(estimate: float | None, in_flight: int = 0) -> TargetHealth:
-    made = TargetHealth(breaker(), Latency(), in_flight)
+    made = TargetHealth(breaker(), Latency(), Keys(1), in_flight)
     if estimate is not None:
         made.latency.observe(estimate, NOW)
     return made
@@ -490,7 +491,7 @@ def test_targets_are_bounded_the_longest_unused_goes() -> None:
         made.target(f"p/{number}", SETTINGS)
     assert made.target("p/0", SETTINGS) is first  # used: now the youngest
     made.target("p/new", SETTINGS)
-    assert repr(made) == "<Health 4096 targets, 0 providers>"
+    assert repr(made) == "<Health 4096 targets, 0 adaptive limits>"
     assert made.target("p/0", SETTINGS) is first
     assert made.target("p/1", SETTINGS) is not second
 
@@ -514,34 +515,37 @@ def test_where_all_are_open_the_oldest_goes() -> None:
     made = health()
     for number in range(5000):
         made.target(f"p/{number}", SETTINGS).in_flight = 1
-    assert repr(made) == "<Health 4096 targets, 0 providers>"
+    assert repr(made) == "<Health 4096 targets, 0 adaptive limits>"
     assert made.stats()[0]["target"] == f"p/{5000 - 4096}"
 
 
-def test_a_provider_keeps_its_limit_and_its_keys_over_a_reload() -> None:
+def test_a_providers_limit_is_kept_over_a_reload_and_forgotten_with_the_option() -> None:
     made = health()
-    first = made.provider("openai", adaptive=True, keys=2)
-    assert made.provider("openai", adaptive=True, keys=2) is first
-    assert first.aimd is not None
-    first.aimd.throttled(NOW)
-    first.keys.cool(0, NOW + 5)
-    more = made.provider("openai", adaptive=True, keys=3)
-    assert more.aimd is first.aimd
-    assert len(more.keys) == 3
-    assert len(first.keys) == 2  # an exchange under way goes on with these
-    fixed = made.provider("openai", adaptive=False, keys=3)
-    assert fixed.aimd is None
-    assert fixed.keys is more.keys
+    first = made.aimd("openai", adaptive=True)
+    assert first is not None
+    first.throttled(NOW)
+    assert made.aimd("openai", adaptive=True) is first
+    assert made.aimd("openai", adaptive=False) is None
+    assert made.aimd("openai", adaptive=True) is not first
+
+
+def test_a_target_keeps_how_its_keys_do_as_long_as_they_are_as_many() -> None:
+    made = health()
+    first = made.target("openai/gpt", SETTINGS, 2).keys
+    first.cool(0, NOW + 5)
+    assert made.target("openai/gpt", SETTINGS, 2).keys is first
+    assert not made.target("openai/other", SETTINGS, 2).keys.rests(0, NOW)  # limits are of each model
+    assert len(made.target("openai/gpt", SETTINGS, 3).keys) == 3
+    assert len(first) == 2  # an exchange under way goes on with these
 
 
 def test_the_state_for_people() -> None:
     made = health()
     made.target("openai/gpt", SETTINGS).in_flight = 2
-    made.provider("openai", adaptive=True, keys=2)
-    made.provider("lab", adaptive=False, keys=0)
+    made.aimd("openai", adaptive=True)
+    made.aimd("lab", adaptive=False)
     assert made.stats() == [
         {"target": "openai/gpt", "breaker": "closed", "in_flight": 2},
-        {"provider": "openai", "keys": 2, "adaptive_limit": 100},
-        {"provider": "lab", "keys": 0, "adaptive_limit": None},
+        {"provider": "openai", "adaptive_limit": 100},
     ]
-    assert repr(made) == "<Health 1 targets, 2 providers>"
+    assert repr(made) == "<Health 1 targets, 1 adaptive limits>"

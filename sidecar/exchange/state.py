@@ -9,9 +9,9 @@ from typing import Any, Final
 import msgspec
 
 from sidecar import config, routing
-from sidecar.budget import HedgeBudget, Keys, RetryBudget
+from sidecar.budget import Aimd, HedgeBudget, Keys, RetryBudget
 from sidecar.dialects.neutral import Dialect, Fault, Meter
-from sidecar.health import Health, ProviderHealth, TargetHealth
+from sidecar.health import Health, TargetHealth
 from sidecar.ledger import Ledger
 from sidecar.limits import Counter, Limits
 from sidecar.pool import Pool
@@ -33,7 +33,7 @@ NO_PLAN: Final = Plan(name="", targets=(), policy="", model=config.Model(targets
 class Duty:
     """What the process has under way, and has learned of its providers: kept over reloads."""
 
-    __slots__ = ("_budget", "_keys", "active", "flights", "health", "hedges", "retries")
+    __slots__ = ("_budget", "active", "flights", "health", "hedges", "retries")
 
     def __init__(self) -> None:
         self.health = Health(random.random)
@@ -42,16 +42,6 @@ class Duty:
         self.flights: dict[bytes, Any] = {}  # exchanges that others may join (coalesce.Flight), by what was asked
         self.active = 0  # exchanges
         self._budget: tuple[float, int] | None = None  # what that of retries was made of
-        self._keys: dict[str, Keys] = {}  # by the target's key
-
-    def keys_of(self, target: str, count: int) -> Keys:
-        """How a target's keys do. Another number of them begins anew."""
-        keys = self._keys.get(target)
-        if keys is None or len(keys) != count:
-            if len(self._keys) >= MOST_NAMES:
-                self._keys.clear()
-            keys = self._keys[target] = Keys(count)
-        return keys
 
     def set_budget(self, percent: float, minimum: int) -> None:
         """Of retries: from now on. What has been taken of another is given back to that one."""
@@ -67,14 +57,14 @@ class Place(msgspec.Struct, eq=False):
     """A target as policy sees it: what runs there, and how it does."""
 
     counter: Counter  # of its provider
-    provider: ProviderHealth
+    aimd: Aimd | None  # of its provider, whose limit is adaptive
     target: TargetHealth
     simple: bool  # its provider has one key, and takes as many at once as is configured
-    keys: Keys  # its provider's, as they do at this target: providers limit each model by itself
+    keys: Keys  # as the target had them when this was made
 
     def adapt(self) -> None:
         """Its provider's limit is what it was found to be; not any more where a reload has ended that meanwhile."""
-        aimd, counter = self.provider.aimd, self.counter
+        aimd, counter = self.aimd, self.counter
         if aimd is not None and counter.adapted not in (None, aimd.limit):
             counter.adapt(aimd.limit)
 
@@ -106,15 +96,11 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.places) >= MOST_NAMES:
             self.places.clear()
         keys = max(1, len(upstream.auths))
-        place = self.places[target.key] = Place(
-            self.providers[upstream.name],
-            health.provider(upstream.name, table.limits.adaptive, keys),
-            health.target(target.key, table.breaker),
-            keys == 1 and not table.limits.adaptive,
-            self.duty.keys_of(target.key, keys),
-        )
-        aimd = place.provider.aimd
-        place.counter.adapt(None if aimd is None else aimd.limit)
+        aimd = health.aimd(upstream.name, table.limits.adaptive)
+        found = health.target(target.key, table.breaker, keys)
+        counter = self.providers[upstream.name]
+        place = self.places[target.key] = Place(counter, aimd, found, keys == 1 and aimd is None, found.keys)
+        counter.adapt(None if aimd is None else aimd.limit)
         return place
 
 

@@ -34,7 +34,7 @@ def blamed(exchange: Exchange, error: BaseException) -> Cause:
 def tell(exchange: Exchange, attempt: Attempt, cause: Cause | None, moment: float) -> None:
     """What came of an attempt, to those who decide on the next."""
     place = attempt.place
-    breaker, aimd = place.target.breaker, place.provider.aimd
+    breaker, aimd = place.target.breaker, place.aimd
     if cause is not None:
         _count(attempt, cause, moment)
     else:
@@ -79,7 +79,7 @@ def _count(attempt: Attempt, cause: Cause, moment: float) -> None:
 
 def _crowded(attempt: Attempt, cause: Cause, moment: float) -> None:
     """A provider that has too much to do is sent less."""
-    aimd = attempt.place.provider.aimd
+    aimd = attempt.place.aimd
     if aimd is not None and cause in _CROWDED:
         aimd.throttled(moment)
         attempt.place.adapt()

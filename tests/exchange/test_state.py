@@ -7,7 +7,6 @@ import pytest
 from sidecar.app import Sidecar
 from sidecar.config import Retry
 from sidecar.exchange import state
-from sidecar.exchange.state import Duty
 from tests.exchange.stage import attempt, config, exchange
 
 
@@ -48,18 +47,6 @@ def test_places_of_models_that_clients_name_are_bounded(monkeypatch: pytest.Monk
         of = exchange(app, f"lab/m{number}")
         of.spine.place(of.plan.targets[0])
     assert len(app._spine.places) <= 3
-    assert len(app._duty._keys) <= 3
-
-
-def test_keys_are_each_targets_own_and_begin_anew_with_another_number() -> None:
-    duty = Duty()
-    one = duty.keys_of("lab/a", 2)
-    one.cool(0, 100.0)
-    assert duty.keys_of("lab/a", 2) is one
-    assert not duty.keys_of("lab/b", 2).rests(0, 1.0)
-    other = duty.keys_of("lab/a", 3)
-    assert not other.rests(0, 1.0)
-    assert one.rests(0, 1.0)  # who holds it goes on with it
 
 
 def test_a_reload_keeps_the_budget_unless_its_options_change() -> None:
@@ -80,5 +67,5 @@ def test_a_reload_keeps_the_budget_unless_its_options_change() -> None:
 
 def test_what_is_there_tells_of_itself_in_one_line_without_a_key() -> None:
     app = Sidecar(config(2))
-    assert repr(app._duty) == "<Duty 0 active, <Health 0 targets, 0 providers>>"
+    assert repr(app._duty) == "<Duty 0 active, <Health 0 targets, 0 adaptive limits>>"
     assert repr(app._spine) == "<Spine 1 providers, 0 callers>"

@@ -38,8 +38,8 @@ def test_each_cause_counts_as_it_should(cause: Cause) -> None:
         tried.close()
     place = of.spine.place(of.plan.targets[0])
     assert (place.target.breaker.state == "open") == (cause in COUNT)
-    assert place.provider.aimd is not None
-    assert place.provider.aimd.limit == place.counter.most == (90 if cause in CROWDED else 100)
+    assert place.aimd is not None
+    assert place.aimd.limit == place.counter.most == (90 if cause in CROWDED else 100)
     assert (place.target.in_flight, place.counter.running) == (0, 0)
 
 

@@ -183,7 +183,7 @@ async def test_the_bound_is_what_was_found_to_work_and_grows_again() -> None:
     until = asyncio.Event()
     script: Script = [REQUEST, Pause(until), CHAT.whole(), Again((REQUEST, CHAT.whole()))]
     async with standing(script, options={"limits": Limits(adaptive=True)}) as stand:
-        aimd = stand.app._duty.health.provider("lab", True, 1).aimd
+        aimd = stand.app._duty.health.aimd("lab", True)
         assert aimd is not None
         aimd._limit = 4.0  # as after a brown-out
         asked = [asyncio.ensure_future(stand.ask(ask(CHAT, stream=False))) for _ in range(8)]
@@ -213,6 +213,6 @@ async def test_what_cuts_an_adaptive_limit(script: Script, cut: bool) -> None:
     times = {"first_byte_seconds": 0.05, "idle_seconds": 0.05}
     async with standing(script, options={"limits": Limits(adaptive=True)}, timeouts=times) as stand:
         await stand.ask(ask(CHAT))
-        aimd = stand.app._duty.health.provider("lab", True, 1).aimd
+        aimd = stand.app._duty.health.aimd("lab", True)
         assert aimd is not None
         assert aimd.limit == (90 if cut else 100)

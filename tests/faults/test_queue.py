@@ -230,7 +230,7 @@ async def test_who_waits_is_let_in_when_the_provider_is_found_to_take_more() -> 
     script: Script = [REQUEST, CHAT.stream(2), Pause(go_on), *map(chunk, CHAT.theirs.events[2:]), LAST]
     adaptive = {"limits": Limits(adaptive=True)}
     async with standing(script, options=adaptive, queue=PATIENT) as stand, AsyncExitStack() as stack:
-        aimd = stand.app._duty.health.provider("lab", True, 1).aimd
+        aimd = stand.app._duty.health.aimd("lab", True)
         assert aimd is not None
         aimd._limit = 1.0
         clients = [await stack.enter_async_context(stand.client()) for _ in range(3)]
