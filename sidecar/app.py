@@ -273,10 +273,18 @@ class Sidecar:
                 "draining": self._draining,
                 "providers": self._pool.stats(),
                 "limits": self._limits.stats(),
-                "health": self._duty.health.stats(),
+                "health": self._health(),
                 "requests": self._ledger.stats(),
             }
         )
+
+    def _health(self) -> list[dict[str, object]]:
+        """Of providers and targets; where there are several callers, of no name that only one of them has asked for."""
+        rows = self._duty.health.stats()
+        if not self._spine.callers:
+            return rows
+        named = set(routing.models(self._spine.routes))
+        return [row for row in rows if row.get("target", "") in named or "provider" in row]
 
     async def _models(self, request: Request) -> Response:
         return _json(_list(self._visible(request), anthropic="anthropic-version" in request.headers))

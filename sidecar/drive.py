@@ -90,7 +90,7 @@ async def _nothing() -> None:
     pass
 
 
-ENOUGH: Final = Lazy(_nothing)  # of a sink that wants no more for now, and of nothing to wait for
+ENOUGH: Final = Lazy(_nothing)  # what a sink answers that takes no more until it is pumped again: nothing to wait for
 
 
 class Drive(msgspec.Struct, eq=False):

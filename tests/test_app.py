@@ -12,7 +12,7 @@ import pytest
 
 from sidecar import Config, ConfigError, Sidecar
 from sidecar.app import ENDPOINTS, below
-from sidecar.config import KEY_VARIABLES, Model, Provider, Server as Settings
+from sidecar.config import KEY_VARIABLES, Breaker, Model, Provider, Server as Settings
 from sidecar.simulator import Simulator
 from sidecar.types import Message
 from tests.asgi import Lifespan, ask
@@ -89,6 +89,15 @@ async def test_callers_see_the_models_they_may_use() -> None:
     assert (await ask(app, "GET", "/v1/models/slow", KEY)).status == 404
     assert (await ask(app, "GET", "/status")).status == 401
     assert (await ask(app, "GET", "/status", KEY)).status == 200
+
+
+async def test_status_tells_callers_of_no_name_that_only_another_has_asked_for() -> None:
+    for callers, told in (({"web": caller()}, ["lab/one"]), ({}, ["lab/one", "lab/secret-project"])):
+        app = Sidecar(msgspec.structs.replace(ALIASES, callers=callers))
+        for name in ("lab/one", "lab/secret-project"):
+            app._duty.health.target(name, Breaker())
+        health = (await ask(app, "GET", "/status", KEY)).json["health"]
+        assert [row["target"] for row in health] == told
 
 
 async def test_operations(app: Sidecar) -> None:
