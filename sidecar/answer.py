@@ -9,6 +9,7 @@ from typing import Final
 from sidecar.dialects.neutral import Dialect, Fault
 from sidecar.errors import SidecarError
 from sidecar.types import Headers, Record, Target
+from sidecar.wire.shapes import Shape
 
 JSON: Final = (b"content-type", b"application/json")
 PRIVATE: Final = (b"cache-control", b"private, no-store")  # what was made for one key is nobody else's
@@ -48,6 +49,15 @@ def lines(record: Record, target: Target | None, index: Mapping[bytes, bytes]) -
     return (
         target.stamp if target is not None else _OURS
     ) + b"x-sidecar-attempts: %d\r\nx-sidecar-overhead-us: %d\r\n%b" % numbers
+
+
+def ids_of(shape: Shape, values: tuple[bytes, ...], own: str) -> bytes:
+    """The same ids as `lines` sends, where the names of the provider's headers are known by their shape."""
+    if shape.request_id < 0:
+        return b"x-request-id: %b\r\nrequest-id: %b\r\n" % (own.encode(), own.encode())
+    if shape.both_ids:
+        return b""
+    return (b"request-id: %b\r\n" if shape.same_id else b"x-request-id: %b\r\n") % values[shape.request_id]
 
 
 def without(headers: Headers, *names: bytes) -> Headers:

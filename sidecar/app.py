@@ -24,7 +24,7 @@ from sidecar.limits import Limits
 from sidecar.log import LogWriter
 from sidecar.pool import Pool
 from sidecar.request import ANONYMOUS, Asker, identify
-from sidecar.types import Caller, Client, Endpoint, Headers, Receive, Record, Scope, Send
+from sidecar.types import Caller, Endpoint, Headers, Receive, Record, Scope, Send
 from sidecar.wire import body, headers as rules
 
 _ROWS: Final = (
@@ -45,7 +45,7 @@ _AZURE_ROWS: Final = tuple(ENDPOINTS[path] for path, dialect in _ROWS if dialect
 _POST: Final = (b"allow", b"POST")
 
 
-class Cycle(Client, Protocol):
+class Cycle(exchange.Direct, Protocol):
     """A request as our own server offers it."""
 
     method: str
@@ -194,6 +194,12 @@ class Sidecar:
             return await _answer(MethodNotAllowed(f"{path} takes POST"), scope, path, send, _POST)
         client = AsgiClient(scope, receive, send)
         return await client.serve(scope, exchange.run(self._spine, endpoint, client))
+
+    def again(self, client: Cycle, data: bytes) -> exchange.Lane | Coroutine[Any, Any, None] | None:
+        """Offered each request whose head has come before, with its body: what `direct` asks of it holds still."""
+        asking = client.notes.get("asking")
+        known = asking is not None and asking.spine is self._spine and not self._pool.closed
+        return exchange.take(asking, client, data) if known else None
 
     def direct(self, client: Cycle) -> Coroutine[Any, Any, None] | None:
         """Offered each request by our own server, before it builds a scope: those of the hot paths need none."""

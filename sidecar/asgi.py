@@ -101,6 +101,9 @@ class AsgiClient:
         await self._send(start)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
+    def pipe(self) -> None:
+        return None
+
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The next bytes."""
         if self.gone:

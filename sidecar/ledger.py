@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ MICROSECONDS = (50, 100, 200, 400, 800, 1600, 5000, 20000, 100000, 1000000)
 _QUEUE_LINES = 10_000
 _MOST_CHARACTERS = 256  # of a model's name that a client chose, in the log
 _UNCOUNTED = 1_000
+_FEW = 16  # values, which are counted one by one
 _MOST_MODELS = 100  # of one provider that are labels
 _MOST_SERIES = 2_000  # of one metric: labels come from the configuration, so this bounds mistakes, not use
 
@@ -37,9 +40,20 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def add(self, values: list[float]) -> None:
+        counts, bounds = self.counts, self.bounds
+        self.sum += sum(values)
+        if len(values) < _FEW:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+            return
+        values.sort()
+        below = 0
+        for number, bound in enumerate(bounds):
+            up_to = bisect_right(values, bound)
+            counts[number] += up_to - below
+            below = up_to
+        counts[-1] += len(values) - below
 
 
 class Series:
@@ -55,21 +69,30 @@ class Series:
         self.tokens = [0, 0, 0, 0]  # input, output, cached, reasoning
         self.bytes_in = self.bytes_out = 0
 
-    def count(self, record: Record) -> None:
-        outcome = (record.status, record.error)
-        self.requests[outcome] = self.requests.get(outcome, 0) + 1
-        self.seconds.add(record.seconds)
-        if record.first_byte_seconds is not None:
-            self.first_byte.add(record.first_byte_seconds)
-            self.overhead.add(record.overhead_us)
-        self.bytes_in += record.bytes_in
-        self.bytes_out += record.bytes_out
-        if record.input_tokens is not None:
-            tokens = self.tokens
-            tokens[0] += record.input_tokens
-            tokens[1] += record.output_tokens or 0
-            tokens[2] += record.cached_tokens or 0
-            tokens[3] += record.reasoning_tokens or 0
+    def count(self, outcome: tuple[int, str], records: list[Record]) -> None:
+        """Exchanges of one outcome: together, since a column is added up faster than so many rows."""
+        rows = list(map(_NUMBERS, records))
+        seconds, first_byte, overhead, bytes_in, bytes_out, told, *_ = columns = list(zip(*rows, strict=True))
+        self.requests[outcome] = self.requests.get(outcome, 0) + len(records)
+        self.seconds.add(list(seconds))
+        if None in first_byte:
+            overhead = tuple(value for value, first in zip(overhead, first_byte, strict=True) if first is not None)
+            first_byte = tuple(first for first in first_byte if first is not None)
+        self.first_byte.add(list(first_byte))
+        self.overhead.add(list(overhead))
+        self.bytes_in += sum(bytes_in)
+        self.bytes_out += sum(bytes_out)
+        if None in told:
+            columns = list(zip(*[row for row in rows if row[5] is not None], strict=True))
+        for number, column in enumerate(columns[5:]):
+            self.tokens[number] += sum(filter(None, column))
+
+
+_NUMBERS = attrgetter(
+    *("seconds", "first_byte_seconds", "overhead_us", "bytes_in", "bytes_out"),
+    *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens"),
+)
+_KIND = attrgetter("endpoint", "provider", "model", "status", "error")
 
 
 class Ledger:
@@ -85,23 +108,22 @@ class Ledger:
 
     def record(self, record: Record) -> None:
         """Take an exchange that is over. It is counted with others at the next look, or when a thousand wait."""
-        self._over.append(record)
+        over = self._over
+        over.append(record)
         if self.open:
-            self._put(record)
-        if len(self._over) > _UNCOUNTED:
+            if len(self._queue) < _QUEUE_LINES:
+                self._queue.append(record)
+            else:
+                self.dropped += 1
+        if len(over) > _UNCOUNTED:
             self._settle()
 
     def _settle(self) -> None:
-        """Count what is over: together, since the same few lines of code are then warm. Only the loop's thread does."""
+        """Count what is over: those of a kind together. Only the loop's thread does."""
         over, self._over = self._over, []
-        last: tuple[str, str, str] | None = None
-        series: Series | None = None
-        for record in over:
-            key = (record.endpoint, record.provider, record.model) if record.status < 400 else None
-            if series is None or key is None or key != last:  # mostly it is the same as the one before
-                series = self._find(record)
-                last = key
-            series.count(record)
+        for kind, same in groupby(sorted(over, key=_KIND), key=_KIND):
+            records = list(same)
+            self._find(records[0]).count(kind[3:], records)
 
     def _find(self, record: Record) -> Series:
         key = (record.endpoint, record.provider, self._label(record))
@@ -195,10 +217,10 @@ class Ledger:
         return self._series.setdefault(key, Series())
 
     def _put(self, entry: Record | dict[str, Any]) -> None:
-        if len(self._queue) >= _QUEUE_LINES:
-            self.dropped += 1
-        else:
+        if len(self._queue) < _QUEUE_LINES:
             self._queue.append(entry)
+        else:
+            self.dropped += 1
 
     def __repr__(self) -> str:
         return f"<Ledger {len(self._series)} series, {len(self._queue)} lines queued, {self.dropped} dropped>"

@@ -116,6 +116,15 @@ class Counter:
             self._fill(now)
         return self
 
+    def forgo(self, decision: Permit | Refused | None) -> None:
+        """As if it had not been asked to `enter`, in the moment in which it answered this."""
+        if type(decision) is Refused:
+            return
+        if self._interval is not None:
+            self._due -= self._interval
+        if decision is self:
+            self.running -= 1
+
     def wait(self, now: float, rank: int, cost: float, patience: float) -> Wait | Refused:
         """A place in the queue for whom `enter` found no slot for, unless it would wait in vain.
 

@@ -30,13 +30,15 @@ class Way(Protocol):
 class Through:
     """Same dialect: whole events go through untouched."""
 
-    __slots__ = ("_inflate", "_splitter", "failed", "meter")
+    __slots__ = ("_inflate", "_splitter", "coded", "failed", "meter", "rest")
 
     def __init__(self, meter: Meter, coding: bytes | None) -> None:
         self.meter = meter
         self.failed = False
         self._splitter = sse.Splitter()
         self._inflate = Inflate(coding) if coding else None
+        self.rest = self._splitter.rest  # of an event that has not ended
+        self.coded = coding is not None
 
     def feed(self, data: bytes) -> bytes:
         if self._inflate is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,9 +58,13 @@ class Asking(msgspec.Struct, frozen=True, eq=False):
     explain: bool = False  # it wants to know of each try
     share: bool = True  # an answer that somebody else with the same key has asked for is good enough
     lines: dict[str, bytes] = {}  # of what goes up, by provider: a head is of one endpoint, so of one dialect at each
+    endpoint: Endpoint | None = None  # of the head
+    leads: dict[str, Any] = {}  # where the models lead that it has asked for (exchange.lane.Lead)
 
 
-def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, client: Client) -> Asking:
+def read_head(
+    spine: object, callers: dict[bytes, Asker], anonymous: Asker, client: Client, endpoint: Endpoint | None = None
+) -> Asking:
     """Identify who asks, and read what the head says. Raises Unauthorized, MediaTypeUnsupported, BodyInvalid."""
     asker = identify(callers, client.headers, anonymous)
     index = client.index
@@ -76,6 +80,7 @@ def read_head(spine: object, callers: dict[bytes, Asker], anonymous: Asker, clie
         _priority(index),
         index.get(b"x-sidecar-explain") == b"1",
         index.get(b"x-sidecar-cache") not in (b"off", b"refresh"),
+        endpoint=endpoint,
     )
     client.notes["asking"] = asking
     return asking

@@ -16,6 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]  # names in lower case, in order
 Sink = Callable[[bytes], Awaitable[None] | None]  # takes bytes; None, or what must be waited for before more are given
+Through = Callable[[bytes, int], bool]  # takes a chunk of whole events with its frame, and its size; False: it does not
 Envelope = dict[str, msgspec.Raw]  # a JSON object's members, values undecoded
 
 Scheme = Literal["http", "https"]
@@ -134,10 +135,11 @@ class Inbound(Protocol):
         """The next bytes of the body, b"" at its framed end. Raises UpstreamCut, UpstreamTimeout, UpstreamProtocol."""
         ...
 
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+    async def pump(self, sink: Sink, through: Through | None = None) -> Awaitable[None] | None:
         """Give what comes to `sink`, in the very call that brings it, until the framed end. Raises as `read` does.
 
-        Where `sink` answers something to wait for, that is answered, and the caller pumps on when it has waited.
+        `through` is asked first, where exactly one chunk came. Where `sink` answers something to wait for, that is
+        answered, and the caller pumps on when it has waited.
         """
         ...
 
@@ -152,6 +154,14 @@ class Inbound(Protocol):
     def close(self) -> None:
         """Give the connection back if the answer ended at its framed end, else close it. May be called twice."""
         ...
+
+
+class Pipe(Protocol):
+    """A connection to a client whose answer is chunked (RFC 9112 7.1)."""
+
+    writable: bool  # it takes what it is sent
+
+    def write(self, data: bytes) -> None: ...
 
 
 class Client(Protocol):
@@ -185,6 +195,10 @@ class Client(Protocol):
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The next bytes. What it answers, if anything, is to be waited for: the client does not read."""
+        ...
+
+    def pipe(self) -> Pipe | None:
+        """Where chunks of the answer may be written as they are framed, until its end; None where they may not be."""
         ...
 
 
@@ -307,6 +321,14 @@ class Counting(Protocol):
 
     def enter(self, now: float) -> Permit | Refused | None:
         """Leave for one request now, or not; None where it may `wait`. A refusal takes nothing."""
+        ...
+
+    def forgo(self, decision: Permit | Refused | None) -> None:
+        """As if it had not been asked to `enter`, in the moment in which it answered this."""
+        ...
+
+    def release(self) -> None:
+        """Give back what `enter` gave, where it gave itself."""
         ...
 
     def wait(self, now: float, rank: int, cost: float, patience: float) -> Wait | Refused:

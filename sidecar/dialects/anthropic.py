@@ -249,6 +249,9 @@ class StreamMeter:
                 self._read(event.data)
         return block
 
+    def passes(self, block: bytes) -> bool:
+        return self.started and not (b'"usage"' in block or b'"message_stop"' in block or b'"error"' in block)
+
     def _read(self, data: bytes) -> None:
         try:
             event = _event.decode(data)
@@ -277,6 +280,9 @@ class UnaryMeter:
             self._pieces.append(block)
             self._size += len(block)
         return block
+
+    def passes(self, block: bytes) -> bool:
+        return False
 
     @property
     def usage(self) -> Usage | None:

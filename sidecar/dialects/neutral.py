@@ -281,6 +281,13 @@ class Meter(Protocol):
         """Whole events (or any piece of a unary body) in; what to send on out: the same object, less a hidden event."""
         ...
 
+    def passes(self, block: bytes) -> bool:
+        """Do these whole events hold nothing that has to be read? Then they have been taken note of; else `feed` them.
+
+        What frames them (a line before, a line end behind) may still be about them.
+        """
+        ...
+
     @property
     def usage(self) -> Usage | None: ...
 

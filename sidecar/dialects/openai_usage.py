@@ -192,6 +192,12 @@ class StreamMeter:
             return self._read_usage(block)
         return block
 
+    def passes(self, block: bytes) -> bool:
+        if not self.started or b'"error"' in block or (b'"usage"' in block and _USAGE.search(block) is not None):
+            return False
+        self._last.append(block)
+        return True
+
     def start(self) -> None:
         self.started = True
 
@@ -256,6 +262,9 @@ class ChoicesMeter(StreamMeter):
                 self._finish(event.data)
         return super().feed(block)
 
+    def passes(self, block: bytes) -> bool:
+        return _REASON.search(block) is None and super().passes(block)
+
     @property
     def ended(self) -> bool:
         """[DONE] came, or the usage behind all choices; or a finish_reason of each."""
@@ -290,6 +299,9 @@ class UnaryMeter:
             self._pieces = [data[-_TAIL_BYTES:]]
             self._size = _TAIL_BYTES
         return block
+
+    def passes(self, block: bytes) -> bool:
+        return False
 
     @property
     def usage(self) -> Usage | None:

@@ -54,11 +54,20 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
         permit, turn, key = await _queue_up(exchange, target, place, turn, key, decision)
     health.in_flight += 1
     attempt = exchange.attempt = Attempt(target, place, permit, turn, key, moment)
+    return await conclude(exchange, attempt)
+
+
+async def conclude(exchange: Exchange, attempt: Attempt) -> Attempt:
+    """Of an attempt that may begin, or has been sent: as `begin`."""
+    target, place = attempt.target, attempt.place
     cause: Cause | None = "ours"
     try:
         outbound, deadline = _outbound(exchange, attempt)
-        attempt.began = now()
-        inbound = attempt.inbound = await exchange.spine.pool.send(outbound, deadline, target.upstream.pool)
+        if attempt.sent is None:
+            attempt.began = now()
+        inbound = attempt.inbound = await exchange.spine.pool.send(
+            outbound, deadline, target.upstream.pool, attempt.sent
+        )
         if inbound.status >= 300:
             await _gather_refusal(attempt, inbound)
         elif exchange.view.stream or inbound.index.get(b"content-type", b"")[:17].lower() == _EVENTS:
@@ -76,7 +85,7 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
         moment = now()
         exchange.outcome.waited += moment - attempt.began
         if cause is None and place.simple and exchange.plan.policy not in LEARNING:
-            health.breaker.success(moment, turn)
+            place.target.breaker.success(moment, attempt.turn)
         else:
             tell(exchange, attempt, cause, moment)
     return attempt

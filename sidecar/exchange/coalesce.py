@@ -89,6 +89,9 @@ class Flight:
         self._head = (headers, lines)
         return self.write(data, more=more)
 
+    def pipe(self) -> None:
+        return None
+
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         if self.gone:
             return None

@@ -13,8 +13,8 @@ from sidecar.dialects.neutral import Meter
 from sidecar.drive import Lazy
 from sidecar.errors import ErrorInAnswer, ProviderError, SidecarError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.exchange.state import Attempt, Exchange
-from sidecar.relay import Across, Opaque, Way
-from sidecar.types import Headers, Inbound, Sink
+from sidecar.relay import Across, Opaque, Through, Way
+from sidecar.types import Headers, Inbound, Sink, Through as Chunks
 from sidecar.wire import headers as rules
 
 _ROUTE_BYTES: Final = 4096
@@ -111,13 +111,30 @@ async def _stream(exchange: Exchange, attempt: Attempt, inbound: Inbound, way: W
         await wait
     if attempt.whole:
         return
-    await pump(inbound, _until_broken(sink, way) if type(way) is Across else sink, way.meter)
+    await pump(inbound, _until_broken(sink, way) if type(way) is Across else sink, way.meter, _chunks(exchange, way))
     out = way.finish()
     outcome.bytes_sent += len(out)
     outcome.complete = True
     wait = client.write(out, more=False)
     if wait is not None:
         await wait
+
+
+def _chunks(exchange: Exchange, way: Way) -> Chunks | None:
+    """Chunks of whole events that hold nothing of note go to the client as they are framed, unread and uncopied."""
+    pipe, outcome, meter = exchange.client.pipe(), exchange.outcome, way.meter
+    if pipe is None or type(way) is not Through or way.coded:
+        return None
+    rest, passes, write = way.rest, meter.passes, pipe.write
+
+    def through(data: bytes, size: int) -> bool:
+        if rest or not pipe.writable or not passes(data):
+            return False
+        outcome.bytes_sent += size
+        write(data)
+        return True
+
+    return through
 
 
 def _until_broken(sink: Sink, way: Across) -> Sink:
@@ -146,10 +163,10 @@ def _too_late(attempt: Attempt, inbound: Inbound) -> SidecarError:
     return ErrorInAnswer(fault.message, status=inbound.status, their_code=fault.code)
 
 
-async def pump(inbound: Inbound, sink: Sink, meter: Meter) -> None:
-    """Give `sink` all that comes. Raises UpstreamCut and its like: what the client is told is the spine's to say."""
+async def pump(inbound: Inbound, sink: Sink, meter: Meter, chunks: Chunks | None = None) -> None:
+    """Give all that comes to `chunks` or `sink`. Raises UpstreamCut and its like: to tell of it is the spine's."""
     try:
-        while (wait := await inbound.pump(sink)) is not None:
+        while (wait := await inbound.pump(sink, chunks)) is not None:
             await wait
     except (UpstreamCut, UpstreamTimeout):
         if not meter.closed:  # behind its last word an answer is whole, whatever becomes of the connection

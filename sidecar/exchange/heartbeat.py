@@ -96,6 +96,9 @@ class Heartbeat:
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:
         return self._pass(partial(self._client.answer, status, headers, lines, data, more=more), more=more)
 
+    def pipe(self) -> None:
+        return None
+
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         return self._pass(partial(self._client.write, data, more=more), more=more)
 

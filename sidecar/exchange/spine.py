@@ -44,6 +44,7 @@ from sidecar.types import (
     Client,
     Endpoint,
     Outcome,
+    Permit,
     Record,
 )
 from sidecar.wire import body
@@ -72,13 +73,33 @@ def request_id() -> str:
     return f"req_{next(_serial):016x}"
 
 
-def run(spine: Spine, endpoint: Endpoint, client: Client) -> Coroutine[Any, Any, None]:
-    """Serve one request. Never raises for anything a peer does; cancelled when its client goes, or the server stops."""
+def run(spine: Spine, endpoint: Endpoint, client: Client, data: bytes | None = None) -> Coroutine[Any, Any, None]:
+    """Serve one request. Never raises for anything a peer does; cancelled when its client goes, or the server stops.
+
+    `data`: its body, where that has been taken from the client already.
+    """
     began = now()
     record = Record(request_id=f"req_{next(_serial):016x}", endpoint=endpoint.path)
     exchange = Exchange(spine, endpoint, DIALECTS[endpoint.dialect], client, record, Outcome(began))
     spine.duty.retries.request(began)
-    return _finish(exchange, _steps(exchange))
+    return _finish(exchange, _steps(exchange, data))
+
+
+def proceed(
+    exchange: Exchange, plan: Plan, sent: Attempt, permit: Permit, error: Exception | None
+) -> Coroutine[Any, Any, None]:
+    """Go on with an exchange from a first try that has been sent, or that came to nothing by a bug (lane.py)."""
+    return _finish(exchange, _proceed(exchange, plan, sent, permit, error))
+
+
+async def _proceed(exchange: Exchange, plan: Plan, sent: Attempt, permit: Permit, error: Exception | None) -> None:
+    try:
+        if error is not None:
+            sent.close()
+            raise error
+        await _answer(exchange, plan, sent)
+    finally:
+        permit.release()
 
 
 async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
@@ -106,19 +127,18 @@ async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
         _account(exchange)
 
 
-async def _steps(exchange: Exchange) -> None:
+async def _steps(exchange: Exchange, data: bytes | None) -> None:
     """Identify, read, decode, route, admit the caller; then the tries, and the answer."""
     spine, record, client = exchange.spine, exchange.record, exchange.client
     asking: Asking | None = client.notes.get("asking")
     if asking is None or asking.spine is not spine:
-        asking = request.read_head(spine, spine.callers, spine.anonymous, client)
+        asking = request.read_head(spine, spine.callers, spine.anonymous, client, exchange.endpoint)
     exchange.asking = asking
     exchange.expires = exchange.outcome.started + asking.timeout
     caller, counter = asking.asker
     record.caller = caller.name
     most = spine.max_body_bytes
-    data = client.body(most)
-    if data is None:
+    if data is None and (data := client.body(most)) is None:
         data = await client.read(most)
     record.bytes_in = len(data)
     members = exchange.members = body.envelope(data)
@@ -153,11 +173,11 @@ async def _answer_as_told(exchange: Exchange, plan: Plan) -> None:
         await serve(exchange, plan)
 
 
-async def _answer(exchange: Exchange, plan: Plan) -> None:
+async def _answer(exchange: Exchange, plan: Plan, sent: Attempt | None = None) -> None:
     """Obtain an answer, and deliver it: the provider's permit and connection are held until its last byte."""
     if exchange.spine.stays:
         exchange.client.stay = True
-    attempt: Attempt | None = await obtain(exchange, plan)
+    attempt: Attempt | None = await obtain(exchange, plan, sent)
     while attempt is not None:
         broken: ProviderError | None = None
         try:

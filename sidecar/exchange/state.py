@@ -15,6 +15,7 @@ from sidecar.health import Health, TargetHealth
 from sidecar.ledger import Ledger
 from sidecar.limits import Counter, Limits
 from sidecar.pool import Pool
+from sidecar.pool.connection import Connection as Sent
 from sidecar.relay import Across, Way
 from sidecar.request import ANONYMOUS, Asker, Asking
 from sidecar.retry import Cause
@@ -126,11 +127,14 @@ class Attempt(msgspec.Struct, eq=False):
     fault: Fault | None = None  # the error that it is instead of an answer
     meter: Meter | None = None  # of what goes on as it comes
     way: Way | None = None  # of a stream
+    sent: Sent | None = None  # where it has been sent already, and has not been heard of
 
     def close(self) -> None:
         """Give back what it holds. Once."""
         if self.inbound is not None:
             self.inbound.close()
+        elif self.sent is not None:
+            self.sent.abort()
         self.place.target.in_flight -= 1
         self.permit.release()
 

@@ -18,7 +18,7 @@ from sidecar.answer import provider_code
 from sidecar.budget import HedgeBudget
 from sidecar.clock import now
 from sidecar.errors import InternalError, PoolExhausted, ProviderLimited, SidecarError, TargetDown
-from sidecar.exchange.attempt import begin
+from sidecar.exchange.attempt import begin, conclude
 from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Place
 from sidecar.exchange.verdict import DUE
 from sidecar.health import least_latency
@@ -49,13 +49,16 @@ class Failure(msgspec.Struct):
             attempt.close()
 
 
-async def obtain(exchange: Exchange, plan: routing.Plan) -> Attempt:
-    """The answer to give: the first good one, else the last refusal. Raises SidecarError where there was no answer."""
+async def obtain(exchange: Exchange, plan: routing.Plan, sent: Attempt | None = None) -> Attempt:
+    """The answer to give: the first good one, else the last refusal. Raises SidecarError where there was no answer.
+
+    `sent`: the first try, at the only target, where it has been sent already.
+    """
     exchange.plan = plan
     if len(plan.targets) != 1:
         return await _obtain_any(exchange, plan)
     target = plan.targets[0]
-    got = await try_once(exchange, target)
+    got = await try_once(exchange, target, sent)
     if isinstance(got, Failure):
         got = await _persist(exchange, plan, target, got, last=True)
     return got if isinstance(got, Attempt) else _give_up(exchange, got)
@@ -203,12 +206,12 @@ def aim(exchange: Exchange, target: Target) -> None:
     record.attempts += 1
 
 
-async def try_once(exchange: Exchange, target: Target) -> Attempt | Failure:
+async def try_once(exchange: Exchange, target: Target, sent: Attempt | None = None) -> Attempt | Failure:
     """One try at one target, told of in the trail. A failure that holds an attempt is to be closed."""
     began = now()
     aim(exchange, target)
     try:
-        attempt = await begin(exchange, target)
+        attempt = await (begin(exchange, target) if sent is None else conclude(exchange, sent))
     except SidecarError as error:
         return _failed(exchange, target, error, began)
     if attempt.cause is not None:

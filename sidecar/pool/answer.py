@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 import msgspec
 
 from sidecar.pool.connection import Connection, Phase
-from sidecar.types import Headers, Sink
+from sidecar.types import Headers, Sink, Through
 
 
 class Answer(msgspec.Struct, eq=False):
@@ -37,12 +37,12 @@ class Answer(msgspec.Struct, eq=False):
             return connection.take()
         return await connection.more()
 
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+    async def pump(self, sink: Sink, through: Through | None = None) -> Awaitable[None] | None:
         """Give what comes to `sink`, in the very call that brings it, until the framed end. Raises as `read` does.
 
         Where `sink` answers something to wait for, that is answered, and the caller pumps on when it has waited.
         """
-        return None if self.connection is None else await self.connection.pump(sink)
+        return None if self.connection is None else await self.connection.pump(sink, through)
 
     def interrupt(self) -> None:
         """Let whoever pumps go on, although nothing has come."""

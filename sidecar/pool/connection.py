@@ -15,14 +15,16 @@ from sidecar.clock import Alarm
 from sidecar.drive import ENOUGH, Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.pool.outbound import write_head
-from sidecar.types import Deadline, Outbound, Sink
-from sidecar.wire.framing import Limits
+from sidecar.types import Deadline, Outbound, Sink, Through
+from sidecar.wire.framing import CHUNK_LINES, Limits
 from sidecar.wire.heads import Event, ResponseHead
 from sidecar.wire.http1 import ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
 _LIMITS: Final = Limits()
+_EVENT_END: Final = b"\n\n\r\n"  # of an event, and of its chunk
+_LINE_END: Final = 2  # bytes
 _RESOLUTION: Final = 0.001  # seconds; of the loop's timers
 
 
@@ -52,41 +54,13 @@ class Connection(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
-        "_alarm",
-        "_buffer",
-        "_deadline",
-        "_error",
-        "_got",
-        "_head",
-        "_idle",
-        "_idle_at",
-        "_loop",
-        "_origin",
-        "_owner",
-        "_paused",
-        "_poll",
-        "_reader",
-        "_round",
-        "_sink",
-        "_transport",
-        "_unsent",
-        "_wait",
-        "born",
-        "idle_since",
-        "phase",
-        "retire_at",
-        "signal",
-        "size",
-        "uses",
+        *("_alarm", "_buffer", "_deadline", "_error", "_got", "_idle", "_idle_at", "_loop", "_origin", "_owner"),
+        *("_paused", "_poll", "_reader", "_round", "_sink", "_through", "_transport", "_unsent", "_wait", "answer"),
+        *("born", "idle_since", "phase", "retire_at", "signal", "size", "uses"),
     )
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        owner: Owner,
-        origin: str,
-        retire_at: float,
-        sending: Round | None = None,
+        self, loop: asyncio.AbstractEventLoop, owner: Owner, origin: str, retire_at: float, sending: Round | None = None
     ) -> None:
         self._loop = loop
         self._owner = owner
@@ -109,9 +83,9 @@ class Connection(asyncio.Protocol):
         self._deadline: Deadline | None = None
         self._error: Exception | None = None
         self._got = False
-        self._head: ResponseHead | None = None
+        self.answer: ResponseHead | None = None  # its head
         self.size = 0
-
+        self._through: Through | None = None  # who is given whole chunks before the sink is
         self._sink: Sink | None = None  # who is given what comes, instead of the buffer
         self._wait: Awaitable[None] | None = None  # what that one waits for
         self._idle = 0.0  # seconds between bytes, at most
@@ -124,41 +98,44 @@ class Connection(asyncio.Protocol):
 
         Whatever ends the wait but an answer, `abort`: the provider sees at once that nobody listens.
         """
+        self.ask(write_head(outbound), outbound.body, deadline)
+        if outbound.method != b"POST":
+            self._reader.expect(outbound.method)
+
+    def ask(self, head: bytes, body: bytes, deadline: Deadline) -> None:
+        """The same, of a request whose head has been written: of a POST."""
         transport = self._transport
         if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
             raise Stale
         if self.uses and self._readable():
             self.abort()
             raise Stale
-        lines = write_head(outbound)
         self.phase = Phase.HEAD
         self.uses += 1
         self._deadline = deadline
         self._idle = deadline.idle
         self._got = False
-        if outbound.method != b"POST":
-            self._reader.expect(outbound.method)
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
-        if len(outbound.body) <= _JOIN_BYTES:
-            self._unsent = lines + outbound.body
+        if len(body) <= _JOIN_BYTES:
+            self._unsent = head + body
             self._round.later(self._send)
         else:
-            transport.write(lines)
-            transport.write(outbound.body)
+            transport.write(head)
+            transport.write(body)
 
     def head(self) -> ResponseHead:
         """What came of it, once `signal` has been waited for. Raises Stale where it was closed without a byte."""
-        head = self._head
+        head = self.answer
         if head is None:
             assert self._error is not None
             raise self._error
         return head
 
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+    async def pump(self, sink: Sink, through: Through | None = None) -> Awaitable[None] | None:
         """As `Inbound.pump` of types.py."""
         if self.size and (wait := sink(self.take())) is not None:
             return wait
-        self._sink = sink
+        self._sink, self._through = sink, through
         try:
             while self._wait is None:
                 if self._error is not None:
@@ -167,7 +144,7 @@ class Connection(asyncio.Protocol):
                     return None
                 await self.signal
         finally:
-            self._sink = None
+            self._sink = self._through = None
             wait, self._wait = self._wait, None
         return wait
 
@@ -207,7 +184,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The exchange is over: free if the answer ended at its framed end and nothing is odd, else closed."""
-        transport, head = self._transport, self._head
+        transport, head = self._transport, self.answer
         reusable = (
             self.phase is Phase.ENDED
             and transport is not None
@@ -220,9 +197,13 @@ class Connection(asyncio.Protocol):
         if not reusable:
             self.abort()
             return
-        self._head = self._error = self._deadline = None
+        self.answer = self._error = self._deadline = None
         self.phase = Phase.IDLE
         self.idle_since = self._loop.time()
+        self._owner.freed(self)
+
+    def put_away(self) -> None:
+        """It was taken for a request that is not sent."""
         self._owner.freed(self)
 
     def abort(self) -> None:
@@ -245,6 +226,17 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:
+        through = self._through
+        if (
+            through is not None
+            and data.endswith(_EVENT_END)
+            and data.startswith(line := CHUNK_LINES[len(data)])
+            and self._sink is not None
+            and self._reader.between
+            and through(data, len(data) - len(line) - _LINE_END)
+        ):
+            self._idle_at = self._loop.time() + self._idle
+            return
         phase = self.phase
         if phase is not Phase.BODY and phase is not Phase.HEAD:
             self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
@@ -257,7 +249,19 @@ class Connection(asyncio.Protocol):
                 self.signal.wake()
             return
         self._got = True
-        for event in self._parse(data):
+        if phase is Phase.HEAD and (whole := self._reader.whole(data)) is not None:
+            self.answer, body = whole
+            self._buffer.append(body)
+            self.size = len(body)
+            self.phase = Phase.ENDED
+            self._alarm.at = None
+            self.signal.wake()
+            return
+        self._take(self._parse(data), phase)
+
+    def _take(self, events: list[Event], phase: Phase) -> None:
+        """What has come, to who waits for it. `phase`: before it came."""
+        for event in events:
             if type(event) is not bytes:
                 if not self._mark(event):
                     return
@@ -268,7 +272,7 @@ class Connection(asyncio.Protocol):
                 self.size += len(event)
         if self.phase is Phase.BODY:
             self._read_on(began=phase is Phase.HEAD)
-        if self._head is not None and (self._sink is None or self.phase is not Phase.BODY):
+        if self.answer is not None and (self._sink is None or self.phase is not Phase.BODY):
             self.signal.wake()
 
     def _parse(self, data: bytes) -> list[Event]:
@@ -281,7 +285,7 @@ class Connection(asyncio.Protocol):
     def _mark(self, event: object) -> bool:
         """A head, or an end. False where nothing more of it is anybody's."""
         if isinstance(event, ResponseHead):
-            self._head = event
+            self.answer = event
             self.phase = Phase.BODY
             return True
         if self.phase is Phase.LOST:  # a sink's doing: what else has come is nobody's

@@ -49,8 +49,8 @@ class Bulkhead:
 
     # -- decisions, none of which waits
 
-    def assign(self, now: float) -> Connection | bool:
-        """An idle connection made busy, or True: leave to dial one (counted already), or False: no room."""
+    def take(self, now: float) -> Connection | None:
+        """An idle connection, made busy; None where none is fit for use."""
         while self.idle:
             connection, _ = self.idle.popitem()
             if now < connection.retire_at and now - connection.idle_since < self.limits.keepalive_seconds:
@@ -58,7 +58,7 @@ class Bulkhead:
                 self.reuses += 1
                 return connection
             connection.shut()
-        return self.reserve()
+        return None
 
     def reserve(self) -> bool:
         """Leave to dial, if there is room."""
@@ -185,8 +185,18 @@ class Pool:
             self._loop = asyncio.get_running_loop()
         return self._loop
 
-    async def send(self, outbound: Outbound, deadline: Deadline, limits: PoolLimits) -> Answer:
-        """Send a request, answer its answer once the head has come.
+    def ready(self, origin: Origin, limits: PoolLimits) -> Connection | None:
+        """An idle connection, taken out of the pool for one request (`ask`, or `put_away`); None where none is."""
+        bulkhead, loop = self._bulkheads.get(origin), self._loop
+        if bulkhead is None or loop is None or not bulkhead.idle:
+            return None
+        bulkhead.limits = limits
+        return bulkhead.take(loop.time())
+
+    async def send(
+        self, outbound: Outbound, deadline: Deadline, limits: PoolLimits, sent: Connection | None = None
+    ) -> Answer:
+        """Send a request, answer its answer once the head has come. `sent`: where that has been done already.
 
         Raises ConnectFailed and TlsFailed (not a byte was sent), PoolExhausted, UpstreamTimeout, UpstreamCut,
         UpstreamProtocol. A reused connection that turns out closed is replaced by a fresh one, once, uncounted.
@@ -197,16 +207,17 @@ class Pool:
         if bulkhead is None:
             bulkhead = self._bulkheads[outbound.origin] = Bulkhead(self, outbound.origin, limits)
         bulkhead.limits = limits
-        loop = self._loop or self.loop
-        decision = bulkhead.assign(loop.time())
-        connection = (
-            decision if type(decision) is Connection else await self._acquire(bulkhead, deadline, bool(decision))
-        )
+        connection = sent
+        if connection is None:
+            loop = self._loop or self.loop
+            connection = bulkhead.take(loop.time()) or await self._acquire(bulkhead, deadline, bulkhead.reserve())
         again = False
         while True:
             try:
-                connection.begin(outbound, deadline)
-                await connection.signal
+                if sent is None:
+                    connection.begin(outbound, deadline)
+                if connection.phase is Phase.HEAD:
+                    await connection.signal
                 head = connection.head()
                 return Answer(head.status, head.headers, head.index, connection)
             except Stale:
@@ -214,7 +225,7 @@ class Pool:
                     words = f"provider {outbound.origin.name} closed the connection before an answer"
                     raise UpstreamCut(words) from None
                 bulkhead.stale += 1
-                again = True
+                again, sent = True, None
             except BaseException:
                 connection.abort()
                 raise

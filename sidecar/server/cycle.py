@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OWN_HEADERS: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive"))
 _BODILESS: Final = (204, 304)
+_OK: Final = STATUS_LINES[200]
+
+
+class Work(Protocol):
+    """What an app does for one request: a task, a Drive, or something of its own."""
+
+    def cancel(self) -> object: ...
 
 
 class Cycle(msgspec.Struct, eq=False):
@@ -53,13 +60,13 @@ class Cycle(msgspec.Struct, eq=False):
     gone: bool = False
     stay: bool = False  # the app goes on without its client
     on_gone: Callable[[], object] | None = None
-    work: asyncio.Task[None] | Drive | None = None
+    work: Work | None = None
     status: int = 0  # of the answer
     answer_headers: Headers = []
     lines: bytes = b""  # more of them, in the form of the wire
     began: bool = False  # the head of the answer is on the wire
     complete: bool = False
-    plain: bool = False  # no chunks: a length was declared, or the end is the connection's
+    unchunked: bool = False  # no chunks: a length was declared, or the end is the connection's
     left: int | None = None  # bytes still to come of a declared length
 
     # -- the connection's side
@@ -74,14 +81,35 @@ class Cycle(msgspec.Struct, eq=False):
 
     def start_directly(self) -> bool:
         """Has the app taken it directly?"""
-        server = self.connection.server
-        if server.direct is None or (coroutine := server.direct(self)) is None:
+        direct = self.connection.server.direct
+        return direct is not None and self._take_up(direct(self))
+
+    def start_again(self, data: bytes) -> bool:
+        """Has the app taken it, as what it has been asked before? `data`: the body."""
+        again = self.connection.server.again
+        return again is not None and self._take_up(again(self, data))
+
+    def _take_up(self, work: Work | Coroutine[Any, Any, None] | None) -> bool:
+        if work is None:
             return False
+        if isinstance(work, Coroutine):
+            self.follow(work)
+        elif not self.complete:
+            self.work = work
+            self.on_gone = work.cancel
+            self.connection.server.work.add(work)
+        return True
+
+    def follow(self, coroutine: Coroutine[Any, Any, None]) -> Drive:
+        """Run the app's coroutine; or go on with it, where the app has begun without one."""
+        server = self.connection.server
+        if self.work is not None:
+            server.work.discard(self.work)
         self.work = drive = Drive(server.loop, coroutine, self._over)
         self.on_gone = drive.cancel
         server.work.add(drive)
         drive.resume()
-        return True
+        return drive
 
     def leave(self) -> None:
         """The client has gone: the app is told in both of its ways."""
@@ -164,7 +192,7 @@ class Cycle(msgspec.Struct, eq=False):
                 b"content-length: %d\r\n\r\n" % len(data),
                 data,
             )
-            self.began = self.complete = self.plain = True
+            self.began = self.complete = self.unchunked = True
             connection.write(b"".join(head))
             connection.answered(self)
         return None if connection.writable else Lazy(connection.drained)
@@ -174,16 +202,37 @@ class Cycle(msgspec.Struct, eq=False):
         """There is nothing to hear from the client any more."""
         return self.gone or self.complete
 
+    @property
+    def plain(self) -> bool:
+        """Its client is there, takes what it is sent, and is kept: nothing about its answer needs a decision."""
+        connection = self.connection
+        kept = self.head.plain and not (self.gone or self.close or connection.server.draining)
+        return kept and connection.writable
+
+    def finish_with(self, lines: bytes, data: bytes) -> None:
+        """All of an answer whose status is 200, while `plain`, and the end. `lines`: of its headers."""
+        connection = self.connection
+        length = b"content-length: %d\r\n\r\n" % len(data)
+        self.complete = True
+        self.on_gone = None
+        connection.server.work.discard(self.work)
+        connection.write(b"".join((_OK, lines, DATE.line(), length, data)))
+        connection.answered(self)
+
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The next bytes. What it answers is to be waited for: the client does not read."""
         if self.gone:
             return None
         connection = self.connection
-        if more and data and self.began and not self.plain:
+        if more and data and self.began and not self.unchunked:
             connection.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._send_body(data, more=more)
         return None if connection.writable else Lazy(connection.drained)
+
+    def pipe(self) -> Connection | None:
+        """As types.Client has it."""
+        return self.connection if self.began and not (self.unchunked or self.complete or self.gone) else None
 
     def _over(self, error: BaseException | None) -> None:
         """The app's coroutine has ended."""
@@ -280,12 +329,12 @@ class Cycle(msgspec.Struct, eq=False):
                 connection.abort()  # never a lie on the wire: the client sees a cut, not a wrong body
                 raise RuntimeError("the body is not as long as its content-length says")
         if data:
-            out += (data,) if self.plain else (b"%x\r\n" % len(data), data, b"\r\n")
+            out += (data,) if self.unchunked else (b"%x\r\n" % len(data), data, b"\r\n")
         if not more:
             self.complete = True
-            if not self.plain:
+            if not self.unchunked:
                 out.append(LAST_CHUNK)
-                self.plain = True  # a piece more would not be one of these chunks
+                self.unchunked = True  # a piece more would not be one of these chunks
         if out:
             connection.write(b"".join(out))
         if not more:
@@ -305,12 +354,12 @@ class Cycle(msgspec.Struct, eq=False):
         if length is not None and not bodiless:
             self.left = int(length)
         if bodiless or length is not None:
-            self.plain = True
+            self.unchunked = True
         elif not more:
-            self.plain = True
+            self.unchunked = True
             ours.append((b"content-length", b"%d" % len(data)))
         elif head.version == "1.0":
-            self.plain = self.close = True
+            self.unchunked = self.close = True
         else:
             ours.append((b"transfer-encoding", b"chunked"))
         if closing or not self.whole or self.connection.server.draining:
@@ -345,7 +394,7 @@ class Cycle(msgspec.Struct, eq=False):
         if self.began:
             connection.abort()
             return
-        self.status, self.left, self.plain = 500, None, False
+        self.status, self.left, self.unchunked = 500, None, False
         self.answer_headers = [(b"content-type", b"application/json"), (b"x-sidecar-error", b"sidecar_internal")]
         error = {"message": "an internal error", "type": "api_error", "param": None, "code": "sidecar_internal"}
         self._send_body(json.encode({"error": error}), more=False)

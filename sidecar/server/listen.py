@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from sidecar.config import Server as Settings
-from sidecar.drive import Drive, Round
+from sidecar.drive import Round
 from sidecar.server.connection import Connection
-from sidecar.server.cycle import Cycle
+from sidecar.server.cycle import Cycle, Work
 from sidecar.server.lifespan import Lifespan
 from sidecar.server.sockets import BACKLOG, bind_all, named, unbind
 from sidecar.types import ASGIApp
@@ -33,7 +33,8 @@ _CLIENTS_OWN: Final = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPR
 Log = Callable[[Mapping[str, Any]], None]
 # An app may have a method `direct(cycle)`: offered each request before a scope is built, it answers a coroutine that
 # serves it through the Cycle's own methods, or None to have it served as ASGI.
-Direct = Callable[[Cycle], Coroutine[Any, Any, object] | None]
+Direct = Callable[[Cycle], Coroutine[Any, Any, None] | None]
+Again = Callable[[Cycle, bytes], Work | Coroutine[Any, Any, None] | None]
 
 
 class Hangups:
@@ -87,8 +88,9 @@ class Server:
         self.state: dict[str, Any] = {}  # of the app's lifespan
         self.connections: set[Connection] = set()
         self.idle: dict[Connection, None] = {}  # between requests, the one idle longest first
-        self.work: set[asyncio.Task[None] | Drive] = set()  # one for each exchange
+        self.work: set[Work] = set()  # one for each exchange
         self.direct: Direct | None = getattr(app, "direct", None)
+        self.again: Again | None = getattr(app, "again", None)
         self.draining = False
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
@@ -159,7 +161,7 @@ class Server:
             self.note("lifespan", f"the app did not end well: {words}", None)
         self.hangups.close()
 
-    def forget_work(self, work: asyncio.Task[None] | Drive) -> None:
+    def forget_work(self, work: Work) -> None:
         """An exchange's app has ended."""
         self.work.discard(work)
         if self.stopping and not self.work:

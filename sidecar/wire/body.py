@@ -27,6 +27,7 @@ _flag = msgspec.json.Decoder(bool | None)
 _BOM = b"\xef\xbb\xbf"
 _BRACES = bytes.maketrans(b"[]", b"{}")
 _NO_BRACES = bytes(set(range(256)) - set(b'[]{}"'))
+_SHORT = 16_384  # bytes, in which two calls cost less than a search for each bracket
 _DOT_ABOVE = (
     "\u0307"  # what lower-casing a dotted capital I leaves behind; upper-casing first sees to long s and dotless i
 )
@@ -43,7 +44,7 @@ def envelope(body: bytes) -> Envelope:
     except msgspec.ValidationError:
         raise BodyInvalid("the body must be a JSON object") from None
     except msgspec.DecodeError as error:
-        raise BodyInvalid(f"the body is not valid JSON: {_why(error, body)}") from None
+        raise BodyInvalid(f"the body is {_why(error, body)}") from None
     except UnicodeDecodeError as error:
         raise BodyInvalid(f"the body is not UTF-8: {error.reason}") from None
     except RecursionError:
@@ -122,7 +123,9 @@ def encode(value: Any) -> bytes:
 
 
 def _may_nest(body: bytes) -> bool:
-    """Are there enough brackets for it to nest too deep? Most bodies have few, and `find` is faster than `count`."""
+    """Are there enough brackets for it to nest too deep? Most long bodies have few, and `find` beats `count` there."""
+    if len(body) <= _SHORT:
+        return body.count(b"{") + body.count(b"[") > MAX_DEPTH
     found = 0
     for bracket in (b"{", b"["):
         at = body.find(bracket)
@@ -149,10 +152,15 @@ def _check_depth(body: bytes) -> None:
 
 
 def _why(error: msgspec.DecodeError, body: bytes) -> str:
-    """What msgspec says, but for half of a surrogate pair, which it calls truncated."""
+    """What msgspec says, but for half of a surrogate pair, which it calls truncated, and for what is no text at all."""
+    if "UTF-8" in str(error):  # some releases of msgspec see it, and others pass it over
+        try:
+            body.decode()
+        except UnicodeDecodeError as undecodable:
+            return f"not UTF-8: {undecodable.reason}"
     if "truncated" in str(error) and body.rstrip().endswith(b"}") and _HALF_PAIR.search(body):
-        return "a string holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
-    return _lower(error)
+        return "not valid JSON: a string holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    return f"not valid JSON: {_lower(error)}"
 
 
 def _first_lower(text: str) -> str:

@@ -72,6 +72,11 @@ class Bodies:
                     return data[start:-2]
         return None
 
+    @property
+    def between(self) -> bool:
+        """Between two chunks, with not a byte of the next one seen."""
+        return self._state == CHUNK_SIZE and not self._held
+
     def _begin_body(self, events: list[Any], *, chunked: bool, length: int | None, until_close: bool = False) -> None:
         held = self._held
         if length:
@@ -235,5 +240,24 @@ def chunk(data: bytes) -> bytes:
     """One chunk of a chunked body (RFC 9112 7.1)."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
+
+class ChunkLines(dict[int, bytes]):
+    """The line of the one chunk that makes so many bytes, its line and both line ends included, as nearly all write it.
+
+    No bytes begin with what stands for a number of bytes that no chunk makes, or that is not remembered.
+    """
+
+    def __missing__(self, size: int) -> bytes:
+        if size > _MOST_REMEMBERED:
+            return _NO_LINE
+        digits = next((digits for digits in range(1, 5) if len(b"%x" % max(size - digits - 4, 0)) == digits), 0)
+        length = size - digits - 4
+        line = self[size] = b"%x\r\n" % length if digits and length > 0 else _NO_LINE
+        return line
+
+
+_MOST_REMEMBERED: Final = 4096  # bytes of a chunk: an event of a stream has some hundred
+_NO_LINE: Final = b"\r\n\r\n"
+CHUNK_LINES: Final = ChunkLines()
 
 LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -77,6 +77,11 @@ def upward(headers: Headers, *, translated: bool = False) -> Headers:
     return _without_named([pair for pair in headers if passes[pair[0]]], headers)
 
 
+def passes_downward(name: bytes) -> bool:
+    """Does a provider's header of this name (in lower case) go on, unless its Connection header names it?"""
+    return _DOWN[name]
+
+
 def downward(headers: Headers, index: Container[bytes]) -> Headers:
     """What of a provider's headers goes on to the client. `index`: their names."""
     kept = [pair for pair in headers if _DOWN[pair[0]]]

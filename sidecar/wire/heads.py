@@ -13,6 +13,7 @@ import msgspec
 
 from sidecar.errors import Malformed
 from sidecar.wire.framing import DONE, END, HEAD, UNTIL_CLOSE, Bodies, End, Headers, Limits
+from sidecar.wire.shapes import Shape
 
 
 class RequestHead(msgspec.Struct):
@@ -35,10 +36,20 @@ class RequestHead(msgspec.Struct):
 
 class ResponseHead(msgspec.Struct):
     status: int
-    headers: Headers
+    names: tuple[bytes, ...]  # of its headers, in lower case
+    values: tuple[bytes, ...]  # and what they say
     keep_alive: bool
     length: int | None
-    index: dict[bytes, bytes]  # the headers by name; of a repeated one the last
+    shape: Shape | None = None  # what its names alone tell, where all of it is plain
+
+    @property
+    def headers(self) -> Headers:
+        return list(zip(self.names, self.values, strict=True))
+
+    @property
+    def index(self) -> dict[bytes, bytes]:
+        """The headers by name; of a repeated one the last."""
+        return dict(zip(self.names, self.values, strict=True))
 
 
 Event = RequestHead | ResponseHead | bytes | End
@@ -130,8 +141,12 @@ class Reader(Bodies):
     def renew(self) -> bool:
         """Begin the next message, where this one has ended with nothing behind it. Else False: nothing is done."""
         if self._held or self._state != DONE:
-            return False
-        self.next()
+            return self._state == HEAD and not self._started and not self._held  # it was read by `whole`
+        if self._parser is None:  # nothing else of the last one is kept
+            self._state = HEAD
+            self._started = False
+        else:
+            self.next()
         return True
 
     def pass_over(self) -> None:

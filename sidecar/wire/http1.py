@@ -13,8 +13,9 @@ from typing import Final
 import httptools
 
 from sidecar.errors import Malformed
-from sidecar.wire.framing import DONE, END, HEAD, Limits, count, framing
+from sidecar.wire.framing import HEAD, Limits, count, framing
 from sidecar.wire.heads import Event, Reader, RequestHead, ResponseHead
+from sidecar.wire.shapes import SHAPES
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+;=%]*(?::[0-9]*)?|\[[0-9A-Fa-f:.%A-Za-z]+\](?::[0-9]*)?")
 _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~\x80-\xff]+ HTTP/1\.[01]\r\n")  # llhttp is lenient with spaces, and knows RTSP
@@ -130,6 +131,31 @@ class ResponseReader(Reader):
         """The method of the request whose answer comes next, if it is no POST: an answer to HEAD has no body."""
         self._bodiless = method == b"HEAD"
 
+    def whole(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """Head and body of an answer that is all here, plain, and of a declared length: as nearly all of one body are.
+
+        None for anything else, which `feed` is then given. Either way nothing has been taken: the reader is as before.
+        """
+        if self._started or self._held or self._bodiless:
+            return None
+        match = _PLAIN_ANSWER.match(data)
+        if match is None:
+            return None
+        end = match.end()
+        names, values = zip(*_FIELD.findall(data, match.start(2), end), strict=True)
+        shape, status = SHAPES[names], int(match[1])
+        if not shape.usual or end > self.limits.header_bytes or status in _BODILESS:
+            return None
+        declared = values[shape.length]
+        if (
+            not declared.isdigit()
+            or len(declared) > _LENGTH_DIGITS
+            or len(data) - end != int(declared)
+            or end == len(data)
+        ):
+            return None
+        return ResponseHead(status, shape.names, values, True, len(data) - end, shape), data[end:]
+
     def feed(self, data: bytes) -> list[Event]:
         """Take what the provider sent; answer what it means. Raises Malformed."""
         if self._state == HEAD and not self._started and not self._held:
@@ -146,31 +172,28 @@ class ResponseReader(Reader):
         match = _PLAIN_ANSWER.match(data)
         if match is None or self._bodiless:
             return None
-        start, end = match.start(2), match.end()
-        headers = [(name.lower(), value) for name, value in _FIELD.findall(data, start, end)]
-        index = dict(headers)
-        status = int(match[1])
-        declared = index.get(b"content-length")
+        end = match.end()
+        names, values = zip(*_FIELD.findall(data, match.start(2), end), strict=True)
+        shape, status = SHAPES[names], int(match[1])
+        declared = None if shape.length < 0 else values[shape.length]
         if (
-            end > self.limits.header_bytes
-            or len(headers) > self.limits.headers
-            or b"upgrade" in index
+            shape.odd
+            or end > self.limits.header_bytes
+            or len(names) > self.limits.headers
             or status in _BODILESS
             or (declared is not None and (not declared.isdigit() or len(declared) > _LENGTH_DIGITS))
-            or (len(index) != len(headers) and (count(headers, b"content-length") > 1))
         ):
             return None
-        chunked, length, close = False, None if declared is None else int(declared), False
-        if b"transfer-encoding" in index or b"connection" in index:
-            chunked, length, close = framing(headers, index, "1.1")
-        self._started = True
+        length = None if declared is None else int(declared)
         self._interim = 0
+        head = ResponseHead(status, shape.names, values, True, length, shape)
+        chunked, close = False, False
+        if shape.framed:
+            chunked, length, close = framing(head.headers, head.index, "1.1")
         until_close = length is None and not chunked
-        events: list[Event] = [ResponseHead(status, headers, not close and not until_close, length, index)]
-        if length is not None and len(data) == end + length and length:  # all of it came with the head
-            self._state = DONE
-            events += (data[end:], END)
-            return events
+        head.length, head.keep_alive = length, not close and not until_close
+        self._started = True
+        events: list[Event] = [head]
         self._held = data[end:]
         self._begin_body(events, chunked=chunked, length=length, until_close=until_close)
         return events
@@ -193,9 +216,8 @@ class ResponseReader(Reader):
         bodiless = self._bodiless or status in _BODILESS
         self._bodiless, self._interim = False, 0
         until_close = not bodiless and not framed.chunked and framed.length is None
-        events: list[Event] = [
-            ResponseHead(status, self.headers, not framed.close and not until_close, framed.length, index)
-        ]
+        names, values = tuple(zip(*self.headers, strict=True)) or ((), ())
+        events: list[Event] = [ResponseHead(status, names, values, not framed.close and not until_close, framed.length)]
         if bodiless:
             self._begin_body(events, chunked=False, length=0)
         else:

@@ -37,6 +37,9 @@ class Kept:
         self.status, self.lines = status, lines
         return self.write(data, more=more)
 
+    def pipe(self) -> None:
+        return None
+
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         assert self.status, "bytes before the head"
         assert not self.ended, "bytes behind the end"

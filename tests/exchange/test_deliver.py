@@ -23,7 +23,7 @@ class Breaks:
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+    async def pump(self, sink: Sink, through: object = None) -> Awaitable[None] | None:
         sink(self._data)
         raise UpstreamCut("cut")
 

@@ -107,6 +107,9 @@ class Watch:
     def feed(self, block: bytes) -> bytes:
         return block
 
+    def passes(self, block: bytes) -> bool:
+        return False
+
     def start(self) -> None: ...
 
 

@@ -72,7 +72,7 @@ class Inbound:
 
     def interrupt(self) -> None: ...
 
-    async def pump(self, sink: Sink) -> Awaitable[None] | None:
+    async def pump(self, sink: Sink, through: object = None) -> Awaitable[None] | None:
         while data := await self.read():
             if (wait := sink(data)) is not None:
                 return wait

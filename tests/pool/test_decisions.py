@@ -74,7 +74,7 @@ def test_the_size_follows_demand_on_a_fake_clock() -> None:
     for need in (1, 10, 50, 10, 1, 1, 1):
         now: list[Connection] = []
         for _ in range(need):
-            decision = bulkhead.assign(loop.now)
+            decision: Connection | bool = bulkhead.take(loop.now) or bulkhead.reserve()
             if decision is True:
                 decision = _connection(bulkhead, loop)
                 bulkhead.dialed(decision)
@@ -110,7 +110,8 @@ class Walk:
 
     def ask(self) -> None:
         bulkhead = self.bulkhead
-        decision = bulkhead.assign(self.loop.now) if self.happens(0.8) else bulkhead.reserve()
+        idle = bulkhead.take(self.loop.now) if self.happens(0.8) else None
+        decision = idle or bulkhead.reserve()
         if isinstance(decision, Connection):
             self.busy.append(decision)
         elif decision:

@@ -1,0 +1,249 @@
+"""The hot lane: the spine's steps without a coroutine, for a request and an answer that need no decision.
+
+It is entered when a head has come again on its connection (server/again.py), under the configuration that read it
+before, for a plan with one healthy target that speaks the client's dialect; and it is left, for the spine, at the first
+sight of anything else: a limit, a dial, a refusal, a stream, a slow client, a client that goes. What was done until
+then is not done again. So it decides nothing: it is the spine's usual case, and tests run each request both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from sidecar.answer import ids_of
+from sidecar.clock import now
+from sidecar.dialects import DIALECTS
+from sidecar.errors import SidecarError
+from sidecar.exchange.attempt import HELD_BYTES
+from sidecar.exchange.spine import proceed, request_id, run
+from sidecar.exchange.state import Attempt, Exchange, Place, Spine
+from sidecar.pool.connection import Connection, Phase, Stale
+from sidecar.pool.outbound import Prepared
+from sidecar.request import Asking, deadline, translate
+from sidecar.routing import Plan
+from sidecar.types import Client, Endpoint, Envelope, Outcome, Record, Target, Usage, View
+from sidecar.wire import body
+from sidecar.wire.heads import ResponseHead
+from sidecar.wire.shapes import Shape
+
+_MOST_LEADS: Final = 64  # models that one head is remembered to have asked for
+
+
+class Direct(Client, Protocol):
+    """A request on a connection of our own server."""
+
+    @property
+    def plain(self) -> bool:
+        """Its client is there, takes what it is sent, and may be answered without a decision."""
+        ...
+
+    def finish_with(self, lines: bytes, data: bytes) -> None:
+        """All of an answer whose status is 200, and the end. `lines`: of its headers."""
+        ...
+
+    def follow(self, work: Coroutine[Any, Any, None]) -> Any:
+        """Go on with a coroutine. Answers the Drive that runs it."""
+        ...
+
+
+class Lead(msgspec.Struct, frozen=True, eq=False):
+    """Where a model leads that a head asks for, and what is the same for each request that goes there."""
+
+    plan: Plan
+    target: Target
+    prepared: Prepared
+    stamp: bytes  # our first lines of its answers
+    names: tuple[str, str, str]  # endpoint, provider and model, for the record
+
+
+def take(asking: Asking, client: Direct, data: bytes) -> Lane | Coroutine[Any, Any, None]:
+    """Serve a request whose head has been read before: here if it is plain, else by the spine. `data`: its body."""
+    spine, endpoint = asking.spine, asking.endpoint
+    assert type(spine) is Spine
+    assert endpoint is not None
+    if len(data) > spine.max_body_bytes:
+        return run(spine, endpoint, client)
+    return _enter(asking, spine, endpoint, client, data) or run(spine, endpoint, client, data)
+
+
+def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, data: bytes) -> Lane | None:
+    """Send what is asked for to where it leads, if nothing stands in the way; else nothing has been done."""
+    dialect = DIALECTS[endpoint.dialect]
+    try:
+        members = body.envelope(data)
+        view = dialect.read_view(members)
+        lead = asking.leads.get(view.model) or _lead(asking, spine, endpoint, client, view.model)
+    except SidecarError:
+        return None  # the spine finds the same, and tells it
+    if lead is None or "models" in members:
+        return None
+    target, started = lead.target, now()
+    upstream, place = target.upstream, spine.places.get(target.key)
+    if place is None or not place.simple or place.target.breaker.until is not None or started < place.keys.until[0]:
+        return None
+    connection = spine.pool.ready(upstream.origin, upstream.pool)
+    if connection is None:
+        return None
+    caller, provider = asking.asker.counter, place.counter
+    if (decision := caller.enter(started)) is not caller:
+        caller.forgo(decision)
+    elif (decision := provider.enter(started)) is not provider:
+        provider.forgo(decision)
+        caller.forgo(caller)
+    else:
+        sent = members.copy()
+        sent["model"] = target.raw_model
+        hide_usage = view.stream and upstream.stream_usage and dialect.ask_usage(sent)
+        written = body.rebuild(sent)
+        limits = deadline(upstream, view, started, started + asking.timeout)
+        try:
+            connection.ask(lead.prepared.head(len(written)), written, limits)
+        except Stale:
+            provider.forgo(provider)
+            caller.forgo(caller)
+            return None
+        duty, health = spine.duty, place.target
+        duty.retries.request(started)
+        duty.active += 1
+        health.in_flight += 1
+        lane = Lane(
+            spine,
+            endpoint,
+            asking,
+            client,
+            lead,
+            place,
+            connection,
+            members,
+            view,
+            hide_usage,
+            len(data),
+            started,
+            now(),
+            health.breaker.turn,
+        )
+        connection.signal.attach(lane.wake)
+        return lane
+    connection.put_away()
+    return None
+
+
+def _lead(asking: Asking, spine: Spine, endpoint: Endpoint, client: Client, model: str) -> Lead | None:
+    """Of a plan that leaves no choice, and a target that takes the client's own words; else None."""
+    plan = spine.plans.get((asking.asker.caller.name, model, endpoint.dialect))
+    if plan is None or len(plan.targets) != 1 or not plan.plain or plan.policy != "failover" or plan.model.continuation:
+        return None
+    target = plan.targets[0]
+    upstream = target.upstream
+    own_words = target.dialect == endpoint.dialect and not (target.params or upstream.drop or upstream.rename)
+    one_key = len(upstream.auths) == 1 or not (upstream.auths or upstream.forward_caller_key or upstream.missing_key)
+    if not own_words or not one_key or asking.explain or client.query or spine.stays or endpoint.model is not None:
+        return None
+    outbound, _, _ = translate(target, endpoint, {}, client, asking, stream=False)
+    stamp = target.stamp + b"x-sidecar-attempts: 1\r\nx-sidecar-overhead-us: "
+    if len(asking.leads) >= _MOST_LEADS:
+        asking.leads.clear()
+    lead = asking.leads[model] = Lead(
+        plan, target, Prepared(outbound), stamp, (endpoint.path, upstream.name, target.model)
+    )
+    return lead
+
+
+class Lane(msgspec.Struct, eq=False):
+    """A request that has been sent, until its answer comes."""
+
+    spine: Spine
+    endpoint: Endpoint
+    asking: Asking
+    client: Direct
+    lead: Lead
+    place: Place
+    connection: Connection
+    members: Envelope
+    view: View
+    hide_usage: bool
+    size: int  # of the body, in bytes
+    started: float
+    began: float  # when it had been sent
+    turn: int  # of the breaker
+
+    def wake(self) -> None:
+        """Something has come of it: deliver the whole of a plain answer; all else is the spine's."""
+        connection, client = self.connection, self.client
+        head = connection.answer
+        if head is None or connection.phase is not Phase.ENDED or head.status != 200 or self.view.stream:
+            self.leave()
+            return
+        shape = head.shape
+        if shape is None or shape.framed or shape.coding >= 0 or shape.kind < 0 or not client.plain:
+            self.leave()
+            return
+        data, came = connection.take(), now()
+        if len(data) <= HELD_BYTES and head.values[shape.kind].startswith(b"application/json"):
+            try:
+                usage, fault = DIALECTS[self.endpoint.dialect].measure(data)
+                if usage is not None and fault is None:
+                    self._deliver(head, shape, data, usage, came)
+                    return
+            except Exception as error:  # noqa: BLE001  # a bug of ours: the spine tells of it
+                self.leave(error)
+                return
+        connection.put_back(data)
+        self.leave()
+
+    def _deliver(self, head: ResponseHead, shape: Shape, data: bytes, usage: Usage, came: float) -> None:
+        """Steps relay and account."""
+        spine, place, client, lead, started = self.spine, self.place, self.client, self.lead, self.started
+        place.target.breaker.success(came, self.turn)
+        values, own_id = head.values, request_id()
+        first = now()
+        overhead = int((self.began - started + first - came) * 1e6)
+        ids = ids_of(shape, values, own_id)
+        lines = b"%b%b%d\r\n%b" % (shape.lines(values), lead.stamp, overhead, ids)
+        client.finish_with(lines, data)
+        self.connection.finish()
+        place.target.in_flight -= 1
+        place.counter.release()
+        asker = self.asking.asker
+        asker.counter.release()
+        spine.duty.active -= 1
+        endpoint, provider, model = lead.names
+        end = now()
+        record = Record(
+            end, "exchange", own_id, endpoint, asker.caller.name, self.view.model, provider, model, 200, "", 1
+        )
+        record.seconds, record.first_byte_seconds, record.overhead_us = end - started, first - started, overhead
+        record.bytes_in, record.bytes_out = self.size, len(data)
+        record.input_tokens, record.output_tokens = usage.input, usage.output
+        record.cached_tokens, record.reasoning_tokens = usage.cached, usage.reasoning
+        spine.ledger.record(record)
+
+    def cancel(self) -> None:
+        """As of a Drive: its client has gone, or the server will not wait any longer."""
+        self.leave().cancel()
+
+    def leave(self, error: Exception | None = None) -> Any:
+        """Go on in the spine, with the try that has been sent."""
+        spine, asking, lead, view = self.spine, self.asking, self.lead, self.view
+        record = Record(request_id=request_id(), endpoint=self.endpoint.path, caller=asking.asker.caller.name)
+        record.asked_model, record.stream, record.bytes_in = view.model, view.stream, self.size
+        exchange = Exchange(
+            spine,
+            self.endpoint,
+            DIALECTS[self.endpoint.dialect],
+            self.client,
+            record,
+            Outcome(self.started),
+            asking,
+            self.members,
+            view,
+            self.started + asking.timeout,
+        )
+        attempt = exchange.attempt = Attempt(
+            lead.target, self.place, self.place.counter, self.turn, 0, self.began, self.hide_usage, sent=self.connection
+        )
+        spine.duty.active -= 1  # it is counted anew
+        return self.client.follow(proceed(exchange, lead.plan, attempt, asking.asker.counter, error))
