@@ -113,6 +113,7 @@ class Outbound(msgspec.Struct, frozen=True, gc=False):
     lines: bytes  # of its headers, without content-length and the credential
     auth: Auth | None
     body: bytes
+    more: tuple[bytes | memoryview, ...] = ()  # of a body that is too long to be copied: what comes behind `body`
 
 
 class Inbound(Protocol):

@@ -139,12 +139,12 @@ class Connection(asyncio.Protocol):
         if outbound.method != b"POST":
             self._reader.expect(outbound.method)
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
-        if len(outbound.body) <= _JOIN_BYTES:
-            self._unsent = lines + outbound.body
+        body = outbound.body
+        if len(body) <= _JOIN_BYTES and not outbound.more:
+            self._unsent = lines + body
             self._round.later(self._send)
         else:
-            transport.write(lines)
-            transport.write(outbound.body)
+            transport.writelines((lines, body, *outbound.more))
 
     def head(self) -> ResponseHead:
         """What came of it, once `signal` has been waited for. Raises Stale where it was closed without a byte."""

@@ -15,10 +15,13 @@ def write_head(outbound: Outbound) -> bytes:
         credential = b"%b: %b%b\r\n" % (auth.header, auth.prefix, auth.secret.reveal().encode("latin-1", "replace"))
         if credential.count(b"\n") != 1 or credential.count(b"\r") != 1 or b"\0" in credential:
             raise UpstreamProtocol(f"the key of {outbound.origin.name} has a line break in it")
+    length = len(outbound.body)
+    if outbound.more:
+        length += sum(map(len, outbound.more))
     return b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n%b\r\n" % (
         outbound.method,
         outbound.path,
         outbound.lines,
-        len(outbound.body),
+        length,
         credential,
     )
