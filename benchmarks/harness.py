@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib.metadata
 import os
 import platform
 import re
@@ -46,9 +48,9 @@ file = "{log}"
 
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log crit;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 16384; }}
 http {{
-  access_log off; keepalive_requests 100000000;
+  access_log off; keepalive_requests 100000000; client_max_body_size 0; client_body_buffer_size 32m;
   client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
   uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   upstream mock {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 100000000; }}
@@ -102,28 +104,49 @@ def cores() -> tuple[int, int]:
 
 
 class Part:
-    """A process that was started here, on a core of its own or on any, and is ended here."""
+    """A process that was started here, on a core of its own or on any, and is ended here.
+
+    Raises RuntimeError when it ends at once or does not listen within so many seconds. `port`: or the file that it
+    writes its port to. `folder`: where it runs, with what it prints in a file `output`.
+    """
 
     def __init__(
-        self, name: str, command: list[str], core: int | None, port: int, env: dict[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        core: int | None,
+        port: int | Path,
+        env: dict[str, str] | None = None,
+        *,
+        seconds: float = 20.0,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
-        self.port = port
-        began = time.perf_counter()
-        self.process = subprocess.Popen(
-            command if core is None else ["taskset", "-c", str(core), *command],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-        )
-        self._wait()
-        self.start_seconds = time.perf_counter() - began
+        self.port = port if isinstance(port, int) else 0
+        self.began = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context((folder / "output").open("wb")) if folder else subprocess.DEVNULL
+            self.process = subprocess.Popen(
+                command if core is None else ["taskset", "-c", str(core), *command],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(env or {})},
+                cwd=folder,
+            )
+        try:
+            self._find(port, seconds)
+        except BaseException:
+            self.stop()
+            raise
+        self.start_seconds = time.perf_counter() - self.began
 
-    def _wait(self) -> None:
-        for _ in range(2000):
+    def _find(self, port: int | Path, seconds: float) -> None:
+        while time.perf_counter() - self.began < seconds:
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.name} ended at once with {self.process.returncode}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+            with contextlib.suppress(OSError, ValueError):
+                self.port = port if isinstance(port, int) else int(port.read_text())
+                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
                 return
             time.sleep(0.01)
         raise RuntimeError(f"{self.name} does not listen")
@@ -134,11 +157,17 @@ class Part:
         for pid in self._tree():
             with contextlib.suppress(OSError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += (int(fields[11]) + int(fields[12])) / TICKS
+                total += sum(map(int, fields[11:15])) / TICKS
         return total
 
     def rss_mb(self) -> float:
         return sum(rss_mb(pid) for pid in self._tree())
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the process and its children: SIGSTOP holds them, SIGCONT lets them go on."""
+        for pid in self._tree():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _tree(self) -> list[int]:
         pids, at = [self.process.pid], 0
@@ -151,6 +180,7 @@ class Part:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT if self.name == "sidecar" else signal.SIGTERM)
+        self.send(signal.SIGCONT)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -209,21 +239,33 @@ def binary(name: str) -> str | None:
 
 def _start(name: str, folder: Path, core: int | None, upstream: int, config: str) -> Part:
     port = free_port()
+    command, env = command_of(name, folder, port, upstream, config=config)
+    return Part(name, command, core, port, env)
+
+
+def command_of(
+    name: str, folder: Path, port: int, upstream: int, *, config: str = SIDECAR, program: str | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """How one of the three is started, with its environment; its configuration is written into the folder.
+
+    `program`: another nginx or Envoy than this machine's. Raises RuntimeError when there is none.
+    """
     if name == "sidecar":
         file = folder / "sidecar.toml"
         file.write_text(config.format(port=port, upstream=upstream, log=folder / "access.log"))
         file.chmod(0o600)
         keys = {"BENCH_PROVIDER_KEY": "sk-bench-provider", "BENCH_CALLER_KEY": KEY}
-        return Part(name, [sys.executable, "-m", "sidecar", "serve", "--config", str(file)], core, port, keys)
-    found = binary(name)
-    assert found is not None
+        return [sys.executable, "-m", "sidecar", "serve", "--config", str(file)], keys
+    found = program or binary(name)
+    if found is None:
+        raise RuntimeError(f"{name} is not installed")
     if name == "nginx":
         file = folder / "nginx.conf"
         file.write_text(NGINX.format(folder=folder, port=port, upstream=upstream))
-        return Part(name, [found, "-c", str(file)], core, port)
+        return [found, "-c", str(file)], {}
     file = folder / "envoy.yaml"
     file.write_text(ENVOY.format(port=port, upstream=upstream))
-    return Part(name, [found, "-c", str(file), "--concurrency", "1", "-l", "off", "--disable-hot-restart"], core, port)
+    return [found, "-c", str(file), "--concurrency", "1", "-l", "off", "--disable-hot-restart"], {}
 
 
 def body(*, stream: bool, size: int = 2048) -> bytes:
@@ -249,6 +291,18 @@ def bar(values: dict[str, list[float]], most: float) -> dict[str, bool]:
     return {f"sidecar <= {most} x Envoy ({ratio:.2f})": ratio <= most}
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what the figures hang on: ourselves, the libraries on the path of a request, the plain proxies here."""
+    found = {name: importlib.metadata.version(name) for name in ("llm-sidecar", "uvloop", "httptools", "msgspec")}
+    for name, option in (("envoy", "--version"), ("nginx", "-v")):
+        if program := binary(name):
+            done = subprocess.run([program, option], capture_output=True, text=True, check=False)
+            match = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
+            found[name] = match[0] if match else "unknown"
+    return found
+
+
 def machine() -> dict[str, Any]:
     text = Path("/proc/cpuinfo").read_text()
     match = re.search(r"model name\s*:\s*(.+)", text)
@@ -257,6 +311,7 @@ def machine() -> dict[str, Any]:
         "cpu": match[1] if match else platform.machine(),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
+        **versions(),
     }
 
 
@@ -267,8 +322,16 @@ def options(about: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(name: str, about: str, rows: list[dict[str, Any]], checks: dict[str, bool], target: str | None) -> int:
-    """Print the table and the verdict, write JSON. Answers the exit code."""
+def report(
+    name: str,
+    about: str,
+    rows: list[dict[str, Any]],
+    checks: dict[str, bool],
+    target: str | None,
+    *,
+    more: dict[str, Any] | None = None,
+) -> int:
+    """Print the table and the verdict, write JSON, with `more` at its end. Answers the exit code."""
     where = machine()
     print(f"{name}: {about}")
     print(", ".join(f"{key} {value}" for key, value in where.items()))
@@ -279,7 +342,7 @@ def report(name: str, about: str, rows: list[dict[str, Any]], checks: dict[str, 
         print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
     for check, holds in checks.items():
         print(f"{'ok  ' if holds else 'MISS'} {check}")
-    result = {"name": name, "about": about, "machine": where, "rows": rows, "checks": checks}
+    result = {"name": name, "about": about, "machine": where, "rows": rows, "checks": checks, **(more or {})}
     data = msgspec.json.format(msgspec.json.encode(result), indent=2)
     (Path(__file__).parent / "results" / f"{name}.json").write_bytes(data + b"\n")
     if target is not None:

@@ -23,7 +23,7 @@ from sidecar.ledger import Ledger
 from sidecar.limits import Limits
 from sidecar.log import LogWriter
 from sidecar.pool import Pool
-from sidecar.request import ANONYMOUS, Asker, identify
+from sidecar.request import ANONYMOUS, Asker, Asking, identify
 from sidecar.types import Caller, Endpoint, Headers, Receive, Record, Scope, Send
 from sidecar.wire import body, headers as rules
 
@@ -197,16 +197,15 @@ class Sidecar:
 
     def again(self, client: Cycle, data: bytes) -> exchange.Lane | Coroutine[Any, Any, None] | None:
         """Offered each request whose head has come before, with its body: what `direct` asks of it holds still."""
-        asking = client.notes.get("asking")
-        known = asking is not None and asking.spine is self._spine and not self._pool.closed
-        return exchange.take(asking, client, data) if known else None
+        asking: Asking | None = client.notes.get("asking")
+        if asking is None or asking.spine is not self._spine or self._pool.closed:
+            return None
+        return exchange.take(asking, client, data)
 
     def direct(self, client: Cycle) -> Coroutine[Any, Any, None] | None:
         """Offered each request by our own server, before it builds a scope: those of the hot paths need none."""
         endpoint = _DIRECT.get(client.path)
-        if endpoint is None or client.method != "POST" or self._pool.closed:
-            return None
-        if self._loop is not client.loop:
+        if endpoint is None or client.method != "POST" or self._pool.closed or self._loop is not client.loop:
             return None
         if self._guard:
             if b"origin" in client.index:

@@ -185,6 +185,12 @@ class Draining(InternalError):
     status, code, type = 503, "sidecar_draining", "overloaded_error"
 
 
+class Overloaded(InternalError):
+    """There is no memory for it now; nothing of it was done."""
+
+    status, code, type = 503, "sidecar_overloaded", "overloaded_error"
+
+
 class Misconfigured(InternalError):
     """The configuration names something that is not there at run time (an unset key variable, a missing key file)."""
 

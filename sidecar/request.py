@@ -126,12 +126,14 @@ def translate(
     stream: bool,
     key: int = 0,
     said: str = "",
+    long: bool = False,
 ) -> tuple[Outbound, bool, bytes]:
     """The request in the target's words: its dialect, its model name, its key, and none of the client's credentials.
 
     Also answers whether the provider is asked for a usage event that the client did not ask for, and the header line
-    of what is left out. `key`: which of the provider's. `said`: the answer so far, which is to be gone on with. Raises
-    BodyInvalid and Unsupported (translation), Unauthorized and Misconfigured (the key).
+    of what is left out. `key`: which of the provider's. `said`: the answer so far, which is to be gone on with.
+    `long`: the body is not to be copied. Raises BodyInvalid and Unsupported (translation), Unauthorized and
+    Misconfigured (the key).
     """
     upstream, spoken = target.upstream, endpoint.dialect
     translated = target.dialect != spoken
@@ -156,7 +158,11 @@ def translate(
     if lines is None:
         lines = asking.lines[upstream.name] = _lines(upstream, client.headers, translated=translated)
     auth = upstream.auths[key] if upstream.auths else _auth(upstream, client.headers)
-    outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
+    if long:
+        data, *more = body.pieces(sent)
+        outbound = Outbound(upstream.origin, b"POST", path, lines, auth, bytes(data), tuple(more))
+    else:
+        outbound = Outbound(upstream.origin, b"POST", path, lines, auth, body.rebuild(sent))
     return outbound, hide_usage, dropped_line(dropped) if dropped else b""
 
 

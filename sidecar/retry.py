@@ -252,6 +252,11 @@ def client_patience(index: Mapping[bytes, bytes]) -> float | None:
     return min((each for each in waits if 0.0 < each <= _DAY), default=None)
 
 
+def seconds(value: bytes | None, wall: float) -> float | None:
+    """The wait that a header's value tells, in any of its spellings; None where it tells none."""
+    return _seconds(_text(value), wall)
+
+
 def _text(value: bytes | None) -> str:
     return (value or b"")[:64].decode("latin-1").strip()
 

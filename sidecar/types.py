@@ -114,6 +114,7 @@ class Outbound(msgspec.Struct, frozen=True, gc=False):
     lines: bytes  # of its headers, without content-length and the credential
     auth: Auth | None
     body: bytes
+    more: tuple[bytes | memoryview, ...] = ()  # of a body that is too long to be copied: what comes behind `body`
 
 
 class Inbound(Protocol):
@@ -317,10 +318,15 @@ class Permit(Protocol):
 
 
 class Counting(Protocol):
-    """The limits of one caller or provider (limits.Counter)."""
+    """The limits of one caller, provider or model (limits.Counter)."""
 
-    def enter(self, now: float) -> Permit | Refused | None:
-        """Leave for one request now, or not; None where it may `wait`. A refusal takes nothing."""
+    tokens: Any  # limits of them, None where there are none: then it is its own permit
+
+    def enter(self, now: float, input: int = 0, output: int = 0) -> Permit | Refused | None:
+        """Leave for one request now, or not; None where it may `wait`. A refusal takes nothing.
+
+        `input`, `output`: a guess at its tokens, where there are limits of them; the permit is to be settled then.
+        """
         ...
 
     def forgo(self, decision: Permit | Refused | None) -> None:
@@ -331,7 +337,9 @@ class Counting(Protocol):
         """Give back what `enter` gave, where it gave itself."""
         ...
 
-    def wait(self, now: float, rank: int, cost: float, patience: float) -> Wait | Refused:
+    def wait(
+        self, now: float, rank: int, cost: float, patience: float, input: int = 0, output: int = 0
+    ) -> Wait | Refused:
         """A place in the queue, unless it would wait in vain. `rank`: 0 goes first. `cost`: 0 to 1. In seconds."""
         ...
 
@@ -344,7 +352,7 @@ class Wait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """No. `scope` says whose limit ("caller", "provider") and which ("requests_per_minute", "concurrency")."""
+    """No. `scope` says whose limit ("caller:web"), `limit` which: "concurrency", or the name of a rate's option."""
 
     scope: str
     limit: str

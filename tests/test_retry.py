@@ -417,6 +417,7 @@ def test_causes_of_our_own_errors() -> None:
         errors.ProviderError: "server",
         errors.Misconfigured: "auth",
         errors.Draining: "ours",
+        errors.Overloaded: "ours",
         errors.InternalError: "ours",
         errors.RateLimited: "ours",
         errors.ClientGone: "ours",

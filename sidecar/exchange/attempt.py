@@ -28,6 +28,7 @@ from sidecar.relay import Across, Opaque, Through, Way, gather
 from sidecar.request import Asking
 from sidecar.retry import Cause
 from sidecar.types import Counting, Deadline, Inbound, Outbound, Permit, Refused, Target, Wait
+from sidecar.wire.body import LONG_BYTES
 from sidecar.wire.coding import Inflate
 
 _EVENTS: Final = b"text/event-stream"
@@ -143,6 +144,7 @@ def _outbound(exchange: Exchange, attempt: Attempt) -> tuple[Outbound, Deadline]
         stream=view.stream,
         key=attempt.key,
         said="" if exchange.resumed is None else exchange.resumed.text,
+        long=exchange.record.bytes_in > LONG_BYTES,
     )
     if outbound.auth is not None:
         attempt.secrets = (outbound.auth.secret,)

@@ -24,7 +24,7 @@ from sidecar.pool.connection import Connection, Phase, Stale
 from sidecar.pool.outbound import Prepared
 from sidecar.request import Asking, deadline, translate
 from sidecar.routing import Plan
-from sidecar.types import Client, Endpoint, Envelope, Outcome, Record, Target, Usage, View
+from sidecar.types import Client, Counting, Endpoint, Envelope, Outcome, Record, Target, Usage, View
 from sidecar.wire import body
 from sidecar.wire.heads import ResponseHead
 from sidecar.wire.shapes import Shape
@@ -66,50 +66,47 @@ def take(asking: Asking, client: Direct, data: bytes) -> Lane | Coroutine[Any, A
     assert endpoint is not None
     if len(data) > spine.max_body_bytes:
         return run(spine, endpoint, client)
+    if len(data) > body.LONG_BYTES:
+        return run(spine, endpoint, client, data)
     return _enter(asking, spine, endpoint, client, data) or run(spine, endpoint, client, data)
 
 
 def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, data: bytes) -> Lane | None:
     """Send what is asked for to where it leads, if nothing stands in the way; else nothing has been done."""
-    dialect = DIALECTS[endpoint.dialect]
+    dialect, hide_usage = DIALECTS[endpoint.dialect], False
     try:
         members = body.envelope(data)
         view = dialect.read_view(members)
         lead = asking.leads.get(view.model) or _lead(asking, spine, endpoint, client, view.model)
+        if lead is None or "models" in members:
+            return None
+        target = lead.target
+        sent = members.copy()
+        sent["model"] = target.raw_model
+        if view.stream:
+            hide_usage = target.upstream.stream_usage and dialect.ask_usage(sent)
     except SidecarError:
         return None  # the spine finds the same, and tells it
-    if lead is None or "models" in members:
-        return None
-    target, started = lead.target, now()
-    upstream, place = target.upstream, spine.places.get(target.key)
+    started, place = now(), spine.places.get(target.key)
     if place is None or not place.simple or place.target.breaker.until is not None or started < place.keys.until[0]:
         return None
+    upstream, caller, provider = target.upstream, asking.asker.counter, place.counter
     connection = spine.pool.ready(upstream.origin, upstream.pool)
     if connection is None:
         return None
-    caller, provider = asking.asker.counter, place.counter
-    if (decision := caller.enter(started)) is not caller:
-        caller.forgo(decision)
-    elif (decision := provider.enter(started)) is not provider:
-        provider.forgo(decision)
+    if not _admit(caller, provider, started):
+        connection.put_away()
+        return None
+    written, limits = body.rebuild(sent), deadline(upstream, view, started, started + asking.timeout)
+    try:
+        connection.ask(lead.prepared.head(len(written)), written, limits)
+    except Stale:
+        provider.forgo(provider)
         caller.forgo(caller)
-    else:
-        sent = members.copy()
-        sent["model"] = target.raw_model
-        hide_usage = view.stream and upstream.stream_usage and dialect.ask_usage(sent)
-        written = body.rebuild(sent)
-        limits = deadline(upstream, view, started, started + asking.timeout)
-        try:
-            connection.ask(lead.prepared.head(len(written)), written, limits)
-        except Stale:
-            provider.forgo(provider)
-            caller.forgo(caller)
-            return None
-        duty, health = spine.duty, place.target
-        duty.retries.request(started)
-        duty.active += 1
-        health.in_flight += 1
-        lane = Lane(
+        return None
+    turn, size = place.target.breaker.turn, len(data)
+    lane = Lane(
+        *(
             spine,
             endpoint,
             asking,
@@ -120,15 +117,31 @@ def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, dat
             members,
             view,
             hide_usage,
-            len(data),
+            size,
             started,
             now(),
-            health.breaker.turn,
+            turn,
         )
-        connection.signal.attach(lane.wake)
-        return lane
-    connection.put_away()
-    return None
+    )
+    spine.duty.retries.request(started)
+    spine.duty.active += 1
+    place.target.in_flight += 1
+    connection.signal.attach(lane.wake)
+    return lane
+
+
+def _admit(caller: Counting, provider: Counting, now: float) -> bool:
+    """Steps admit caller and admit provider, where neither has limits of tokens; else nothing has been taken."""
+    if caller.tokens is not None or provider.tokens is not None:
+        return False
+    if (decision := caller.enter(now)) is not caller:
+        caller.forgo(decision)
+        return False
+    if (decision := provider.enter(now)) is not provider:
+        provider.forgo(decision)
+        caller.forgo(caller)
+        return False
+    return True
 
 
 def _lead(asking: Asking, spine: Spine, endpoint: Endpoint, client: Client, model: str) -> Lead | None:

@@ -98,11 +98,11 @@ class Connection(asyncio.Protocol):
 
         Whatever ends the wait but an answer, `abort`: the provider sees at once that nobody listens.
         """
-        self.ask(write_head(outbound), outbound.body, deadline)
+        self.ask(write_head(outbound), outbound.body, deadline, outbound.more)
         if outbound.method != b"POST":
             self._reader.expect(outbound.method)
 
-    def ask(self, head: bytes, body: bytes, deadline: Deadline) -> None:
+    def ask(self, head: bytes, body: bytes, deadline: Deadline, more: tuple[bytes | memoryview, ...] = ()) -> None:
         """The same, of a request whose head has been written: of a POST."""
         transport = self._transport
         if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
@@ -116,12 +116,11 @@ class Connection(asyncio.Protocol):
         self._idle = deadline.idle
         self._got = False
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
-        if len(body) <= _JOIN_BYTES:
+        if len(body) <= _JOIN_BYTES and not more:
             self._unsent = head + body
             self._round.later(self._send)
         else:
-            transport.write(head)
-            transport.write(body)
+            transport.writelines((head, body, *more))
 
     def head(self) -> ResponseHead:
         """What came of it, once `signal` has been waited for. Raises Stale where it was closed without a byte."""

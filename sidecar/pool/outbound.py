@@ -34,4 +34,4 @@ class Prepared:
 
 def write_head(outbound: Outbound) -> bytes:
     """Raises UpstreamProtocol where a part of it would split the head."""
-    return Prepared(outbound).head(len(outbound.body))
+    return Prepared(outbound).head(len(outbound.body) + sum(map(len, outbound.more)))

@@ -17,6 +17,7 @@ from sidecar.errors import BodyInvalid
 
 Envelope = dict[str, msgspec.Raw]
 
+LONG_BYTES = 128 * 1024  # a copy of more costs fresh pages of memory, which are dearer than the copying
 MAX_DEPTH = 64  # nested arrays and objects; providers refuse far less, and a deeper body only serves to exhaust stacks
 
 _envelope = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -72,6 +73,22 @@ def check_names(members: Envelope, read: frozenset[str], path: str = "") -> None
 def rebuild(members: Envelope) -> bytes:
     """The envelope as bytes again, each value as it was written."""
     return _encoder.encode(members)
+
+
+def pieces(members: Envelope) -> list[bytes | memoryview]:
+    """What `rebuild` makes, in pieces: long values are not copied but stay where they are."""
+    found: list[bytes | memoryview] = []
+    short = [b"{"]
+    for name, value in members.items():
+        if len(short) > 1 or found:
+            short.append(b",")
+        short += (_encoder.encode(name), b":")
+        if len(value) > LONG_BYTES:
+            found += (b"".join(short), memoryview(value))
+            short = []
+        else:
+            short.append(bytes(value))
+    return [*found, b"".join(short) + b"}"]
 
 
 def raw(value: Any) -> msgspec.Raw:

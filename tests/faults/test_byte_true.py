@@ -21,6 +21,7 @@ from sidecar.errors import UpstreamCut
 from sidecar.pool import Pool
 from sidecar.secret import Secret
 from sidecar.types import Headers, Outbound, Sink
+from sidecar.wire.body import LONG_BYTES
 from tests.asgi import Answer, ask
 from tests.faults.stand import NEVER
 from tests.faults.transcripts import CHAT, CHAT_EVENTS, EVENTS, JSON, MESSAGES, MESSAGES_EVENTS
@@ -205,6 +206,17 @@ def test_the_usage_that_we_ask_for_changes_nothing_else(
     text = "{" + ",".join(f"{json.dumps(name, ensure_ascii=False)}:{value}" for name, value in asked.items()) + "}"
     expected = f'{{"z":1.0,"model":"m","stream":true,"stream_options":{text},"a":1e400}}'
     assert loop.sent.pop().body.decode() == expected
+
+
+@pytest.mark.parametrize("size", [131_000, 131_072, 2_000_000])
+def test_a_long_body_goes_up_in_pieces_byte_for_byte(loop: Loop, size: int) -> None:
+    text = "x" * size
+    body = f'{{"z":1.0,"model":"lab/m", "messages": [{{"role":"user","content":"{text}"}}],"a":1e400}}'
+    loop.through("/v1/chat/completions", body.encode(), whole(b"{}"))
+    sent = loop.sent.pop()
+    assert bool(sent.more) == (size >= LONG_BYTES)
+    expected = f'{{"z":1.0,"model":"m","messages":[{{"role":"user","content":"{text}"}}],"a":1e400}}'
+    assert b"".join((sent.body, *sent.more)).decode() == expected
 
 
 # -- down, in one body

@@ -41,6 +41,7 @@ def ask(
     headers: Headers | None = None,
     auth: Auth | None = None,
     body: bytes = b"{}",
+    more: tuple[bytes | memoryview, ...] = (),
 ) -> Outbound:
     return Outbound(
         origin=to if isinstance(to, Origin) else origin(to),
@@ -49,6 +50,7 @@ def ask(
         lines=head_lines([(b"host", b"provider.test"), *([(b"x-one", b"1")] if headers is None else headers)]),
         auth=auth,
         body=body,
+        more=more,
     )
 
 

@@ -57,6 +57,18 @@ async def test_a_long_body_arrives_whole(size: int) -> None:
         assert peer.requests[0].partition(b"\r\n\r\n")[2] == body
 
 
+@pytest.mark.parametrize("size", [0, 10, 5_000_000])
+async def test_a_body_in_pieces_arrives_as_one(size: int) -> None:
+    long = b"x" * size
+    async with pooled([Again((REQUEST, OK))]) as (pool, peer):
+        for _ in range(2):
+            asked = ask(peer, body=b'{"a":"', more=(memoryview(long), b'"}'))
+            assert await whole(await pool.send(asked, within(), LIMITS)) == b"ok"
+        head, _, body = peer.requests[1].partition(b"\r\n\r\n")
+        assert body == b'{"a":"' + long + b'"}'
+        assert head.endswith(b"\r\ncontent-length: %d" % len(body))
+
+
 @pytest.mark.parametrize(
     ("method", "reply", "status", "body"),
     [

@@ -53,6 +53,20 @@ def test_values_keep_every_byte_members_their_order_and_duplicates_the_last(
     )
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b\u00e9", "c", "d"]), st.sampled_from([0, 1, 131_070, 131_071])), max_size=5
+    )
+)
+def test_pieces_are_what_is_rebuilt_and_long_values_are_not_copied(members: list[tuple[str, int]]) -> None:
+    envelope = {name: msgspec.Raw(b'"' + b"x" * size + b'"') for name, size in members}
+    pieces = body.pieces(envelope)
+    assert b"".join(pieces) == body.rebuild(envelope)
+    long = [value for value in envelope.values() if len(value) > body.LONG_BYTES]
+    assert len(pieces) == 2 * len(long) + 1
+    assert [piece.obj for piece in pieces if isinstance(piece, memoryview)] == long
+
+
 def test_a_member_named_by_escapes_is_the_same_member() -> None:
     members = body.envelope(rb'{"model":"a","mod\u0065l":"b"}')
     assert body.rebuild(members) == b'{"model":"b"}'
