@@ -239,10 +239,9 @@ def _measured(runner: Runner, run: Run, name: str, scenario: Scenario, level: fl
         gc.enable()
     cpu, took = runner.part.cpu_seconds() - cpu, time.perf_counter() - began
     _note(runner, name, outcome.asked, outcome.failed)
-    return outcome.figures | {
-        "us": cpu / outcome.right / scenario.per * 1e6 if outcome.right else None,
-        "core": cpu / took,
-    }
+    us = cpu / outcome.right / scenario.per * 1e6 if outcome.right else None
+    figures = {**outcome.figures, "us": us, "core": cpu / took}
+    return {name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _note(runner: Runner, name: str, asked: int, failed: Counter[str]) -> None:

@@ -110,7 +110,7 @@ def _row(each: Found, found: dict[str, Found]) -> dict[str, Any]:
     return {
         "proxy": each.name,
         "version": each.version,
-        "of Envoy": ratio(found, each.name, "envoy"),
+        "of Envoy": None if each.name == "direct" else ratio(found, each.name, "envoy"),
         **figures,
         "MB idle": each.idle_mb,
         "MB loaded": each.loaded_mb,
@@ -173,6 +173,11 @@ README: Final = {  # heading -> the columns that it joins
     "requests/s, one core": ("requests/s",),
     "CPU us an event": ("us/event",),
     "added ms p50 / p99 / p99.9": ("added p50 ms", "added p99 ms", "added p99.9 ms"),
+    "tiny, 1 s at most: added ms p50 / p99 / p99.9": (
+        "tiny, added p50 ms",
+        "tiny, added p99 ms",
+        "tiny, added p99.9 ms",
+    ),
     "first token, added ms p50 / p99": ("added first token p50 ms", "added first token p99 ms"),
     "between events, p99 ms": ("between events p99 ms",),
     "200 KB, CPU us": ("200 KB us/request",),
@@ -203,10 +208,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _about(each: dict[str, Any]) -> str:
     levels = {name: rounds[0].get("level") for name, rounds in each["rounds"].items() if rounds}
-    words = {"open": "requests/s in the open loop", "tiny": "of TensorZero's kind", "stream": "streams at once"}
-    told = [f"{levels[name]:.0f} {what}" for name, what in words.items() if levels.get(name)]
-    note = f" ({each['note']})" if each["note"] else ""
+    words = {"open": "open loop {:.0f} requests/s", "tiny": "tiny ones {:.0f}/s", "stream": "streams at once {:.0f}"}
+    told = [words[name].format(level) for name, level in levels.items() if name in words and level]
     about: str = each["about"]
+    note = f" ({each['note']})" if each["note"] else ""
     return about + note + (f"; {', '.join(told)}" if told and each["name"] != "direct" else "")
 
 
