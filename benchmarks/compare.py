@@ -47,10 +47,11 @@ def main() -> int:
         for runner in runners:
             runner.found.loaded_mb = runner.part.rss_mb()
     told = _told(size, time.perf_counter() - began)
-    for name, text in table.plots(found).items():
-        (Path(__file__).parent / "results" / name).write_text(text)
+    name = "compare-part" if asked.only else "compare"  # the README is made from a run of all
+    for panel, text in table.plots(found).items():
+        (Path(__file__).parent / "results" / f"{name}-{panel}.svg").write_text(text)
     more = {"proxies": msgspec.to_builtins(list(found.values()))}
-    return harness.report("compare", told, table.rows(found), table.checks(found), asked.json, more=more)
+    return harness.report(name, told, table.rows(found), table.checks(found), asked.json, more=more)
 
 
 def _options() -> argparse.Namespace:
@@ -61,6 +62,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the result there too")
     asked = parser.parse_args()
     names = {rival.name for rival in rivals.RIVALS}
+    if harness.binary("wrk") is None:
+        parser.error("wrk is not installed (Debian package wrk)")
     if asked.only and (unknown := set(asked.only.split(",")) - names):
         parser.error(f"--only: no such rivals: {', '.join(sorted(unknown))}")
     return asked

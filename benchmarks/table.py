@@ -138,7 +138,7 @@ def checks(found: dict[str, Found]) -> dict[str, bool]:
 
 
 def plots(found: dict[str, Found]) -> dict[str, str]:
-    """SVG by the name of its file."""
+    """SVG by what it is of."""
     cpu = [("unary", "CPU us a request"), ("stream", "CPU us a streamed event")]
     late = [
         ("open", "added p50", "added latency of a request, p50, ms"),
@@ -147,12 +147,10 @@ def plots(found: dict[str, Found]) -> dict[str, str]:
     ]
     memory = {each.name: each.loaded_mb for each in found.values() if each.name != "direct"}
     return {
-        "compare-cpu.svg": svg.document(
+        "cpu": svg.document(
             [_bars(title, _each(found, scenario, "us")) for scenario, title in cpu] + [_bars("MB after load", memory)]
         ),
-        "compare-latency.svg": svg.document(
-            [_bars(title, _each(found, scenario, figure)) for scenario, figure, title in late]
-        ),
+        "latency": svg.document([_bars(title, _each(found, scenario, figure)) for scenario, figure, title in late]),
     }
 
 

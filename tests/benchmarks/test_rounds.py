@@ -75,6 +75,13 @@ def test_a_round_is_beside_the_provider_at_the_same_level(monkeypatch: pytest.Mo
     assert cast("Any", direct.part).signals == []
 
 
+def test_another_one_is_first_in_each_round() -> None:
+    three = [runner(name) for name in ("a", "b", "c")]
+    names = ["".join(each.found.name for each in rounds.turned(three, number)) for number in range(4)]
+    assert names == ["abc", "bca", "cab", "abc"]
+    assert rounds.turned([], 3) == []
+
+
 def test_what_breaks_down_is_noted_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(asked: Runner, run: Run, level: float) -> Outcome:
         if asked.found.name == "direct":
