@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from benchmarks import table
 from sidecar import config
 from sidecar.app import ENDPOINTS
 from sidecar.config import KEY_VARIABLES
@@ -181,7 +182,7 @@ def endpoints() -> str:
 def claims() -> str:
     """A row a check of each benchmark, with the file that makes it, its date and its machine."""
     rows = ["| measured | holds | by | on |", "| --- | --- | --- | --- |"]
-    for file in sorted(RESULTS.glob("bench_*.json")):
+    for file in [*sorted(RESULTS.glob("bench_*.json")), RESULTS / "compare.json"]:
         result = msgspec.json.decode(file.read_bytes())
         where = result["machine"]
         machine = f"{where['date']}, {where['cores']} cores ({where['cpu']}), Python {where['python']}"
@@ -190,11 +191,17 @@ def claims() -> str:
     return "\n".join(rows)
 
 
+def compare() -> str:
+    """A row a proxy, from the last run of benchmarks/compare.py."""
+    return table.markdown(msgspec.json.decode((RESULTS / "compare.json").read_bytes()))
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "configuration": configuration,
     "providers": providers,
     "endpoints": endpoints,
     "claims": claims,
+    "compare": compare,
 }
 
 
