@@ -75,19 +75,34 @@ def verify(name: str, port: int) -> None:
 
 def load(port: int, script: str, seconds: int) -> tuple[int, int]:
     """Requests answered, and errors of any kind."""
+    done, failed = wrk(f"http://127.0.0.1:{port}/v1/chat/completions", script, seconds)
+    return done, sum(failed.values())
+
+
+def wrk(
+    url: str, script: str, seconds: int, *, connections: int = 64, timeout_seconds: int = 2
+) -> tuple[int, dict[str, int]]:
+    """Answers of any kind, and failures by their class (`wrong` where the script counts these)."""
     _, core = harness.cores()
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    wrk = harness.binary("wrk")
-    if wrk is None:
+    program = harness.binary("wrk")
+    if program is None:
         raise RuntimeError("wrk is not installed (Debian package wrk)")
-    command = ["taskset", "-c", str(core), wrk, "-t1", "-c64", f"-d{seconds}s", "-s", script, url]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(script).parent).stdout
+    command = ["taskset", "-c", str(core), program, "-t1", f"-c{connections}", f"-d{seconds}s"]
+    command += ["--timeout", f"{timeout_seconds}s", "-s", script, url]
+    return read(subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(script).parent).stdout)
+
+
+def read(out: str) -> tuple[int, dict[str, int]]:
+    """What wrk printed."""
     done = re.search(r"(\d+) requests in", out)
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
-    socket_errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
-    errors = int(bad[1]) if bad else 0
-    errors += sum(map(int, socket_errors.groups())) if socket_errors else 0
-    return int(done[1]) if done else 0, errors
+    failed = {
+        "status": re.search(r"Non-2xx or 3xx responses: (\d+)", out),
+        **{name: re.search(rf"Socket errors: .*{name} (\d+)", out) for name in ("connect", "read", "write", "timeout")},
+        "wrong": re.search(r"Wrong answers: (\d+)", out),
+    }
+    return int(done[1]) if done else 0, {
+        name: int(found[1]) for name, found in failed.items() if found and int(found[1])
+    }
 
 
 if __name__ == "__main__":

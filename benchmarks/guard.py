@@ -1,45 +1,43 @@
 """Did an exchange become dearer? Instructions are counted, not time: a busy machine changes them by less than 1 %.
 
-Each case runs under valgrind with few and with many rounds; the difference is what the rounds cost, start-up excluded.
-It is given in units of a fixed piece of Python run the same way: another build of the interpreter then matters little.
+Each case runs under valgrind, warmed up, and is given in units of a fixed piece of Python that runs beside it: another
+build of the interpreter then matters little.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import uvloop
 
 from benchmarks import harness, micro
+from sidecar.server.run import calm_collector
 
-BASELINE = Path(__file__).parent / "results" / "guard.json"
-TOLERANCE = 0.10  # the same code differs by 0.5 %, another build of Python by 5 %
-ROUNDS = {
-    "calibration": 20,
-    "unary": 200,
-    "stream": 20,
-    "translated": 10,
-}  # that are counted, beyond the few of every run
-WARM = {"unary": 50, "stream": 2, "translated": 2}  # rounds, in every run
-SECONDS = 300
+BASELINE: Final = Path(__file__).parent / "results" / "guard.json"
+TOLERANCE: Final = 0.10  # the same code differs by 0.2 %, another build of Python by 5 %
+ROUNDS: Final = {"unary": 200, "stream": 20, "translated": 10}  # that are counted
+WARM: Final = {"unary": 50, "stream": 2, "translated": 2}  # and those before them
+CALIBRATIONS: Final = 20
+SECONDS: Final = 1800
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--update", action="store_true", help="make what is measured now the baseline")
-    parser.add_argument("--rounds", help=argparse.SUPPRESS)  # of the child that is counted
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # that is counted
     options = parser.parse_args()
-    if options.rounds:
-        uvloop.run(work(msgspec.json.decode(options.rounds, type=dict[str, int])))
+    if options.child:
+        uvloop.run(work())
         return 0
     if harness.binary("valgrind") is None:
         print("guard: valgrind is not installed (Debian package valgrind)")
@@ -52,12 +50,10 @@ def main() -> int:
 
 def measure() -> dict[str, float]:
     """What each case costs a round, in calibrations."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        base, *counts = pool.map(instructions, [{}, *({case: rounds} for case, rounds in ROUNDS.items())])
-    cost = {case: (count - base) / ROUNDS[case] for case, count in zip(ROUNDS, counts, strict=True)}
-    unit = cost.pop("calibration")
+    calibrations, *counts = instructions(["-m", "benchmarks.guard", "--child"])
+    unit = calibrations / CALIBRATIONS
     print(f"guard: one calibration is {unit / 1e6:.2f} million instructions here")
-    return {case: round(each / unit, 4) for case, each in cost.items()}
+    return {case: round(count / ROUNDS[case] / unit, 4) for case, count in zip(ROUNDS, counts, strict=True)}
 
 
 def judge(found: dict[str, float], baseline: dict[str, float]) -> int:
@@ -74,36 +70,50 @@ def judge(found: dict[str, float], baseline: dict[str, float]) -> int:
     return verdict
 
 
-def instructions(rounds: dict[str, int]) -> int:
-    """That a child process takes for so many rounds of each case."""
+def instructions(arguments: Sequence[str]) -> list[int]:
+    """That Python takes, with these arguments, from each `mark` to the next, but for the first two."""
     command = [harness.binary("valgrind") or "valgrind", "--tool=cachegrind", "--cache-sim=no"]
-    command += ["--cachegrind-out-file=/dev/null", sys.executable, "-m", "benchmarks.guard", "--rounds"]
-    done = subprocess.run(
-        [*command, msgspec.json.encode(rounds).decode()],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-    )
-    counted = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
-    if done.returncode or counted is None:
+    command += ["--cachegrind-out-file=/dev/null", sys.executable, *arguments]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
+    if done.returncode:
         raise RuntimeError(f"valgrind ended with {done.returncode}: {done.stderr[-1000:]}")
-    return int(counted[1].replace(",", ""))
+    return between(done.stderr)
 
 
-async def work(rounds: dict[str, int]) -> None:
-    """In the child: warm up, then the rounds asked for."""
+def between(told: str) -> list[int]:
+    """What each process has told at its end, as differences, without what a mark itself costs: the first of them.
+
+    The last one, of the process that made the marks, goes beyond them.
+    """
+    totals = [int(count.replace(",", "")) for count in re.findall(r"I\s+refs:\s+([\d,]+)", told)]
+    own, *costs = (after - before for before, after in pairwise(totals[:-1]))
+    return [cost - own for cost in costs]
+
+
+def mark() -> None:
+    """Have valgrind tell of the instructions so far: a fork has its parent's count, and tells it at its end."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+async def work() -> None:
+    """In the child: warm up, then everything, between marks."""
     bench, cases = micro.Bench(), micro.cases()
     await bench.start()
     for name, case in cases.items():
         await bench.repeat(case, WARM[name])
-    gc.collect()
-    gc.freeze()
-    for _ in range(rounds.get("calibration", 0)):
+    calm_collector()
+    mark()
+    mark()
+    for _ in range(CALIBRATIONS):
         calibrate()
-    for name, case in cases.items():
-        await bench.repeat(case, rounds.get(name, 0))
+    mark()
+    for name, rounds in ROUNDS.items():
+        await bench.repeat(cases[name], rounds)
+        mark()
 
 
 def calibrate() -> int:

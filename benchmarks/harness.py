@@ -103,6 +103,17 @@ def cores() -> tuple[int, int]:
     return found[-1], found[0]
 
 
+@contextlib.contextmanager
+def on_load_core() -> Iterator[None]:
+    """This process is the load: it keeps off the proxies' core."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores()[1]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
 class Part:
     """A process that was started here, on a core of its own or on any, and is ended here.
 

@@ -16,7 +16,7 @@ import uvloop
 
 from benchmarks import harness
 from sidecar.app import Sidecar
-from sidecar.config import Caller, Config, Key, Limits, Model, Provider, Server as Settings
+from sidecar.config import Caller, Config, Key, Limits, Model, Pool, Provider, Server as Settings
 from sidecar.pool.connection import Connection as Upstream
 from sidecar.secret import Secret
 from sidecar.server.connection import MAX_REQUESTS, Connection
@@ -69,7 +69,8 @@ def config(*, providers: int = 1, callers: int = 1, models: int = 0) -> Config:
     """As `harness.SIDECAR` has it, with so many of each. More providers are p1, p2, ..., and models m0, m1, ..."""
     key = Key(source="inline", secret=Secret("sk-bench-provider"))
     limits = Limits(requests_per_minute=100_000_000, concurrency=100_000)
-    provider = Provider(base_url="http://127.0.0.1:9/v1", api_key=key, limits=limits)
+    pool = Pool(max_connections=100_000)
+    provider = Provider(base_url="http://127.0.0.1:9/v1", api_key=key, limits=limits, pool=pool)
     others = {
         f"p{number}": Provider(
             kind="openai-compatible", base_url=f"http://127.0.0.1:{10_000 + number}/v1", api_key=key, limits=limits
@@ -97,12 +98,12 @@ def key_of(caller: int) -> str:
     return f"{harness.KEY}-{caller:05d}"
 
 
-def request(*, stream: bool, model: str = harness.MODEL, caller: int = 0) -> bytes:
-    """Of 2 KB, as an SDK sends it."""
+def request(*, stream: bool, model: str = harness.MODEL, caller: int = 0, agent: int = 3) -> bytes:
+    """Of 2 KB, as an SDK sends it. `agent`: its version, which tells one client's head from another's."""
     body = harness.body(stream=stream).replace(harness.MODEL.encode(), model.encode())
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:4000\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {key_of(caller)}\r\naccept: application/json\r\nuser-agent: OpenAI/Python 3\r\n"
+        f"authorization: Bearer {key_of(caller)}\r\naccept: application/json\r\nuser-agent: OpenAI/Python {agent}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

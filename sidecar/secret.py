@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class Secret:
-    """Holds a key. `reveal()` is called in one place: where the head of a request to a provider is written."""
+    """Holds a key. `reveal()` is called where it is sent, to a provider or to the store, and nowhere else."""
 
     __slots__ = ("_text",)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from benchmarks import table
 from sidecar import config
 from sidecar.app import ENDPOINTS
 from sidecar.config import KEY_VARIABLES
@@ -32,13 +33,14 @@ TABLES: Final = {  # of the file, in its order -> where each is written
     "Target": "targets of [models.X]",
     "Caller": "[callers.X]",
     "Queue": "[queue]",
+    "Store": "[store]",
     "OnDisconnect": "[on_disconnect]",
     "Log": "[log]",
 }
 ABOUT: Final = {  # every option, and nothing else: a test holds this to the structs
     "Server.listen": "`host:port`, `unix:/path` or `fd:N`, one or several",
     "Server.socket_mode": "of a unix socket, set before anyone can connect",
-    "Server.workers": "processes; each has its own pools and limits",
+    "Server.workers": "processes; each has its own pools, and its own limits where there is no `[store]`",
     "Server.tls_cert": "PEM file: serve TLS",
     "Server.tls_key": "PEM file of its key",
     "Server.allow_origins": "origins of web pages that may use a listener without callers",
@@ -113,6 +115,8 @@ ABOUT: Final = {  # every option, and nothing else: a test holds this to the str
     "Caller.tags": "only targets that have all of them",
     "Queue.length": "that wait for a limit on concurrency; without it as many as the limit itself",
     "Queue.wait_seconds": "the most that one waits; who would wait longer, or than its client does, is refused at once",
+    "Store.url": "where limits are counted: `memory:` of each process, or a Redis that several share (forms below)",
+    "Store.tls_ca": "PEM file to trust instead of the system's roots",
     "OnDisconnect.policy": "when the client leaves: `cancel` closes at once, `drain` reads to the end, to count tokens",
     "Log.level": "`info`: a JSON line an exchange; `off`: nothing",
     "Log.file": "a path, `-` for standard error",
@@ -125,7 +129,7 @@ def configuration() -> str:
     rows = ["| table | option | takes | default | |", "| --- | --- | --- | --- | --- |"]
     for name, written in TABLES.items():
         for option, about in tables[name]["properties"].items():
-            if "$ref" in about and not about["$ref"].endswith("/Key"):
+            if "$ref" in about and not about["$ref"].endswith(("/Key", "/Place")):
                 continue  # a table of its own
             default = _default(name, option, about, option in tables[name]["required"])
             rows.append(f"| `{written}` | `{option}` | {_takes(about)} | {default} | {ABOUT[f'{name}.{option}']} |")
@@ -138,7 +142,7 @@ def _takes(about: dict[str, Any]) -> str:
     if "enum" in about:
         return "a name below" if len(about["enum"]) > 5 else ", ".join(f"`{each}`" for each in about["enum"])
     if "$ref" in about:
-        return "key"
+        return "key" if about["$ref"].endswith("/Key") else "URL"
     kind = {"string": "text", "boolean": "true, false", "array": "list", "object": "table"}.get(about["type"])
     if kind is not None:
         return kind
@@ -178,7 +182,7 @@ def endpoints() -> str:
 def claims() -> str:
     """A row a check of each benchmark, with the file that makes it, its date and its machine."""
     rows = ["| measured | holds | by | on |", "| --- | --- | --- | --- |"]
-    for file in sorted(RESULTS.glob("bench_*.json")):
+    for file in [*sorted(RESULTS.glob("bench_*.json")), RESULTS / "compare.json"]:
         result = msgspec.json.decode(file.read_bytes())
         where = result["machine"]
         machine = f"{where['date']}, {where['cores']} cores ({where['cpu']}), Python {where['python']}"
@@ -187,11 +191,17 @@ def claims() -> str:
     return "\n".join(rows)
 
 
+def compare() -> str:
+    """A row a proxy, from the last run of benchmarks/compare.py."""
+    return table.markdown(msgspec.json.decode((RESULTS / "compare.json").read_bytes()))
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "configuration": configuration,
     "providers": providers,
     "endpoints": endpoints,
     "claims": claims,
+    "compare": compare,
 }
 
 

@@ -137,7 +137,7 @@ def test_it_is_taken_out_of_what_others_wrote(secret: Secret) -> None:
     assert Secret("").redact(b"text") == b"text"
 
 
-def test_it_is_revealed_in_one_place() -> None:
-    """Where the head of a request to a provider is written."""
+def test_it_is_revealed_in_two_places() -> None:
+    """Where the head of a request to a provider is written, and where a connection to the store begins."""
     files = Path(sidecar.__file__).parent.rglob("*.py")
-    assert sum(file.read_text().count(".reveal(") for file in files) == 1
+    assert sum(file.read_text().count(".reveal(") for file in files) == 2

@@ -13,7 +13,7 @@ from sidecar.app import Sidecar
 from sidecar.commands.banner import banner
 from sidecar.commands.telling import Options, fail, flagged, flags, loaded, warn
 from sidecar.commands.watch import Files, Watch
-from sidecar.config import Config, ConfigError, Loaded, examine
+from sidecar.config import Config, ConfigError, Loaded, examine, unshared
 from sidecar.server import Served, run as run_server
 
 _LIVE: Final = ("allow_origins", "max_body_bytes")  # of [server]: asked anew for every request
@@ -28,6 +28,8 @@ def run(options: Options) -> int:
     if problems:
         return fail("\n".join(problems), 2)
     warn(found.warnings)
+    if options.workers is not None and (words := unshared(config)) is not None:
+        sys.stderr.write(f"warning: --workers: {words}\n")
     token = os.eventfd(1, os.EFD_NONBLOCK)
     try:
         return run_server(lambda: _Worker(found, config, options.config, changes, token).served(), config.server)
@@ -102,7 +104,7 @@ def _needs_restart(running: Config, changed: Config) -> list[str]:
     """The options that were changed and that only a start reads."""
     return [
         f"{table}.{name}"
-        for table in ("server", "log")
+        for table in ("server", "log", "store")
         for name in getattr(running, table).__struct_fields__
         if name not in _LIVE and getattr(getattr(running, table), name) != getattr(getattr(changed, table), name)
     ]

@@ -1,10 +1,12 @@
 """The configuration: one TOML file, one frozen struct, one package that reads it, and alone the environment."""
 
 from sidecar.config.addresses import address_problem, exposed
+from sidecar.config.checks import unshared
 from sidecar.config.faults import ConfigError, Fault
 from sidecar.config.keys import Stamp, stamp
 from sidecar.config.load import Loaded, examine, load, proxies
 from sidecar.config.show import effective, schema
+from sidecar.config.stores import MEMORY, Place, place
 from sidecar.config.structs import (
     KEY_VARIABLES,
     Breaker,
@@ -20,12 +22,14 @@ from sidecar.config.structs import (
     Queue,
     Retry,
     Server,
+    Store,
     Target,
     Timeouts,
 )
 
 __all__ = [
     "KEY_VARIABLES",
+    "MEMORY",
     "Breaker",
     "Caller",
     "Config",
@@ -37,12 +41,14 @@ __all__ = [
     "Log",
     "Model",
     "OnDisconnect",
+    "Place",
     "Pool",
     "Provider",
     "Queue",
     "Retry",
     "Server",
     "Stamp",
+    "Store",
     "Target",
     "Timeouts",
     "address_problem",
@@ -50,7 +56,9 @@ __all__ = [
     "examine",
     "exposed",
     "load",
+    "place",
     "proxies",
     "schema",
     "stamp",
+    "unshared",
 ]

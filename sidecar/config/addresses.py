@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
-_MOST_SOCKET_PATH: Final = 107  # bytes; what the kernel takes
+MOST_SOCKET_PATH: Final = 107  # bytes; what the kernel takes
 _STARS: Final = "**********"
 _USER: Final = re.compile(r"^([A-Za-z0-9+.-]*:?//|).*@", re.DOTALL)
 
@@ -100,8 +100,8 @@ def _unbracketed(host: str) -> str:
 def _socket_problem(path: str, address: str) -> str | None:
     if not path.startswith("/") or "\0" in path:
         return f"{address!r}: unix: takes an absolute path"
-    if len(path.encode()) > _MOST_SOCKET_PATH:
-        return f"{address!r}: the path of a unix socket has at most {_MOST_SOCKET_PATH} bytes"
+    if len(path.encode()) > MOST_SOCKET_PATH:
+        return f"{address!r}: the path of a unix socket has at most {MOST_SOCKET_PATH} bytes"
     return None
 
 

@@ -16,7 +16,18 @@ from sidecar.config.faults import HEADER, Reading, dotted, nearest
 from sidecar.config.keys import read_file, words, writable
 from sidecar.config.locate import Path
 from sidecar.config.models import check_models, check_tags, named
-from sidecar.config.structs import KEY_VARIABLES, KEYLESS, KINDS, PLACELESS, Config, Key, Provider, Server, Table
+from sidecar.config.structs import (
+    KEY_VARIABLES,
+    KEYLESS,
+    KINDS,
+    LIMITS,
+    PLACELESS,
+    Config,
+    Key,
+    Provider,
+    Server,
+    Table,
+)
 
 _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _OUR_HEADERS: Final = ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer",
@@ -43,6 +54,7 @@ def check(config: Config, reading: Reading) -> None:
         if (other := digests.setdefault(caller.key.digest, name)) != name:
             reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
     _listeners(config, reading)
+    _store(config, reading)
     _ordered(("retry",), "base_seconds", "cap_seconds", config.retry, reading)
     _ordered(("breaker",), "open_seconds", "max_open_seconds", config.breaker, reading)
     if config.log.file != "-" and (problem := _unwritable(config.log.file)):
@@ -181,6 +193,28 @@ def _listeners(config: Config, reading: Reading) -> None:
             problem = exposed(address, server.socket_mode)
         if problem is not None:
             reading.fault((*path, index), problem)
+
+
+def _store(config: Config, reading: Reading) -> None:
+    store = config.store
+    _readable(("store", "tls_ca"), store.tls_ca, reading, secret=False)
+    if store.tls_ca is not None and not store.url.tls:
+        reading.fault(("store", "tls_ca"), "store.tls_ca is for a store that is asked over TLS: rediss://")
+    if (warning := unshared(config)) is not None:
+        reading.warn(("server", "workers"), f"server.workers: {warning}")
+
+
+def unshared(config: Config) -> str | None:
+    """What it means, where each of several workers counts by itself what was meant for all of them."""
+    workers = config.server.workers
+    tables = (*config.callers.values(), *config.models.values(), *(each.limits for each in config.providers.values()))
+    limited = any(getattr(table, name, None) is not None for table in tables for name in LIMITS)
+    if config.store.url.form != "memory" or workers == 1 or not limited:
+        return None
+    return (
+        f"each of {workers} workers counts the limits by itself, so that up to {workers} times as much is let in; "
+        'to count together, say [store] url = "redis://..."'
+    )
 
 
 def _certificate(server: Server, reading: Reading) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from sidecar.config.stores import Place, place
 from sidecar.config.structs import Key
 from sidecar.secret import Secret
 
@@ -114,6 +117,12 @@ def _from_variable(name: str, source: Source, *, of_caller: bool, fault: Tell, w
 
 
 def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn: Tell) -> Key | None:
+    value = read_text(name, source, fault=fault, warn=warn)
+    return None if value is None else _key(f"file:{name}", value, of_caller=of_caller)
+
+
+def read_text(name: str, source: Source, *, fault: Tell, warn: Tell) -> str | None:
+    """What a file holds for us alone: a key, or a URL that may hold one. Tells of what is wrong."""
     path = source.file.parent / name
     try:
         data, mode = source.read(path, _MOST_BYTES + 1)
@@ -137,7 +146,33 @@ def _from_file(name: str, source: Source, *, of_caller: bool, fault: Tell, warn:
     if not _TEXT.fullmatch(value):
         fault(f"the key file {path} {'holds something that is no key' if value else 'is empty'}")
         return None
-    return _key(f"file:{name}", value, of_caller=of_caller)
+    return value
+
+
+def read_place(text: str, source: Source, *, fault: Tell, warn: Tell) -> Place | None:
+    """A store from what the file says of it: its URL, or where that stands. Tells of what is wrong."""
+    kind, _, rest = text.partition(":")
+    url: str | None = text
+    if kind == "env":
+        url = source.env.get(rest, "").strip()
+        if not url:
+            fault(f"the environment variable {rest} is not set" if _VARIABLE.fullmatch(rest) else "env: takes a name")
+            return None
+    elif kind == "file":
+        url = read_text(rest, source, fault=fault, warn=warn)
+    if url is None:
+        return None
+    try:
+        found = place(url)
+    except ValueError as error:
+        fault(str(error))
+        return None
+    if url is not text:
+        return msgspec.structs.replace(found, source=text)
+    if found.password is not None and (problem := source.public()) is not None:
+        fault(f"a password stands in the file, and {problem}, or say env:NAME or file:/path instead")
+        return None
+    return found
 
 
 def stamp(path: str) -> Stamp | None:

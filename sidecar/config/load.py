@@ -14,8 +14,9 @@ import msgspec
 
 from sidecar.config.checks import check
 from sidecar.config.faults import ConfigError, Fault, dotted, nearest
-from sidecar.config.keys import Source, Stamp, loose, read_key, words, writable
+from sidecar.config.keys import Source, Stamp, loose, read_key, read_place, words, writable
 from sidecar.config.locate import Locator, Path, masked
+from sidecar.config.stores import FORMS, Place
 from sidecar.config.structs import KEY_VARIABLES, KINDS, PLACELESS, Config, File, Key, Provider, Table
 from sidecar.config.wanted import kind, wanted
 
@@ -236,6 +237,8 @@ class _Reading:
             return value
         if type_ is Key or type_ == Key | None:
             return self._key(value, path)
+        if type_ is Place:
+            return self._place(value, path)
         table = _table_of(type_)
         if table is not None and (table is type_ or isinstance(value, dict)):
             return self._table(table, value, path)
@@ -287,6 +290,18 @@ class _Reading:
             return None
         return self.key(value, path, path)
 
+    def _place(self, value: Any, path: Path) -> Place | None:
+        name = dotted(path)
+        if not isinstance(value, str):
+            self.fault(path, f"{name} must be a string: {FORMS}")
+            return None
+        return read_place(
+            value,
+            self.source,
+            fault=lambda message: self.fault(path, f"{name}: {message}"),
+            warn=lambda message: self.warn(path, f"{name}: {message}"),
+        )
+
     def key(self, text: str, path: Path, named: Path) -> Key | None:
         """A key by what the file says of it, or by what is implied at a path."""
         return read_key(
@@ -323,7 +338,7 @@ def _shows(path: Path, literal: str) -> bool:
     """May a value stand in what is told of a fault? A key may not, nor what is not known to be none."""
     type_ = _type_at(path)
     table = get_origin(type_) is dict or (isinstance(type_, type) and issubclass(type_, Table))
-    if type_ in (None, Any) or table or Key in (type_, *get_args(type_)) or "headers" in path:
+    if type_ in (None, Any, Place) or table or Key in (type_, *get_args(type_)) or "headers" in path:
         return _REFERENCE.fullmatch(literal) is not None
     if path[-1] in ("base_url", "proxy"):
         return _PLAIN_URL.fullmatch(literal) is not None

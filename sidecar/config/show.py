@@ -10,6 +10,7 @@ import msgspec
 from sidecar.config.addresses import shown_url
 from sidecar.config.faults import dotted
 from sidecar.config.load import Loaded
+from sidecar.config.stores import FORMS, MEMORY, Place
 from sidecar.config.structs import KINDS, Config, Key, Table
 
 _STARS: Final = "**********"
@@ -34,6 +35,8 @@ def schema() -> dict[str, Any]:
         for option in table.get("properties", {}).values():
             _without_null(option)
     tables["Key"] = _KEY
+    tables["Place"] = {"type": "string", "description": FORMS}
+    tables["Store"]["properties"]["url"]["default"] = MEMORY.source
     tables["Provider"]["properties"]["kind"]["enum"] = list(KINDS)
     for table, option in _ONE_OR_MORE:
         several = tables[table]["properties"][option]
@@ -100,6 +103,8 @@ def _shown(name: str, value: Any) -> str:
     match value:
         case Key():
             return _text(_STARS if value.source == "inline" else value.shown)
+        case Place():
+            return _text(value.source)
         case tuple() | list():
             return "[" + ", ".join(_shown(name, each) for each in value) + "]"
         case Table():

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from sidecar.config.addresses import shown_url
+from sidecar.config.stores import MEMORY, Place
 from sidecar.secret import Secret
 
 # Where a provider's key is looked for when its table names none, and what zero-config goes by.
@@ -61,6 +62,13 @@ KEY_VARIABLES: Final = {
 KEYLESS: Final = ("ollama", "vllm", "sglang", "llamacpp", "lmstudio", "openai-compatible")
 PLACELESS: Final = ("azure", "openai-compatible")  # have no base URL of their own, so that a table must give one
 KINDS: Final = (*KEY_VARIABLES, *KEYLESS)
+LIMITS: Final = (  # the options that are one, of providers, models and callers
+    "requests_per_minute",
+    "tokens_per_minute",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "concurrency",
+)
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -239,6 +247,13 @@ class Caller(Table, frozen=True):
     tags: tuple[str, ...] = ()
 
 
+class Store(Table, frozen=True):
+    """[store]: where limits are counted: in each process's memory, or in a Redis that several sidecars share."""
+
+    url: Place = MEMORY
+    tls_ca: File | None = None
+
+
 class OnDisconnect(Table, frozen=True):
     """[on_disconnect]: what becomes of an answer whose client has left."""
 
@@ -264,5 +279,6 @@ class Config(Table, frozen=True):
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
     queue: Queue = Queue()
+    store: Store = Store()
     on_disconnect: OnDisconnect = OnDisconnect()
     log: Log = Log()

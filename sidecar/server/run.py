@@ -18,6 +18,7 @@ import uvloop
 
 from sidecar.clock import now
 from sidecar.config import Server as Settings
+from sidecar.server import heap
 from sidecar.server.lifespan import SHUTDOWN_SECONDS, AppFailed
 from sidecar.server.listen import LAST_WORDS_SECONDS, Log, Server
 from sidecar.server.sockets import bind, bind_all, unbind
@@ -77,12 +78,17 @@ async def serve(served: Served, settings: Settings, sockets: list[socket.socket]
         loop.add_signal_handler(each, does[each])
     if orders is not None:
         loop.add_reader(orders, obey, orders)
-    gc.collect()
-    gc.set_threshold(20_000, 50, 100)
-    gc.freeze()  # what exists by now stays: the collector need not look at it again and again
+    calm_collector()
     served.on_ready(server.addresses)
     lame_duck = await stopped
     await server.drain(lame_duck_seconds=lame_duck, drain_seconds=settings.drain_seconds)
+
+
+def calm_collector() -> None:
+    """Let the garbage collector look seldom, and never at what exists by now, which stays (benchmarks/bench_gc.py)."""
+    gc.collect()
+    gc.set_threshold(20_000, 50, 100)
+    gc.freeze()
 
 
 def run(make: Callable[[], Served], settings: Settings) -> int:
@@ -98,6 +104,7 @@ def run(make: Callable[[], Served], settings: Settings) -> int:
 def _work(
     make: Callable[[], Served], settings: Settings, sockets: list[socket.socket], *, orders: int | None = None
 ) -> int:
+    heap.keep()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_quietly(serve(make(), settings, sockets, orders=orders)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 
@@ -33,6 +36,24 @@ def test_what_became_much_cheaper_is_told(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_baseline_has_every_case() -> None:
     baseline = msgspec.json.decode(guard.BASELINE.read_bytes(), type=dict[str, float])
-    assert set(baseline) == set(micro.cases()) == set(guard.WARM) == set(guard.ROUNDS) - {"calibration"}
+    assert set(baseline) == set(micro.cases()) == set(guard.WARM) == set(guard.ROUNDS)
     assert baseline["stream"] > baseline["unary"] > 0
     assert baseline["translated"] > baseline["stream"]
+
+
+def test_counts_are_what_lies_between_two_marks() -> None:
+    """Without what a mark costs, which is what lies between the first two; behind the last one nothing counts."""
+    totals = (1_000, 1_010, 1_320, 2_330, 999_999)
+    told = "".join(f"==7== \n==7== I   refs:      {total:,}\n" for total in totals)
+    assert guard.between(told) == [300, 1_000]
+
+
+def test_a_mark_is_a_child_that_ends_at_once() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "from benchmarks import guard; guard.mark(); print('once', flush=True)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=15,
+    )
+    assert made.stdout == "once\n"
