@@ -154,7 +154,7 @@ class Connection(Sending):
             size,
             True,
         )
-        if not cycle.start_again(body):  # the app has another mind by now
+        if not cycle.start_again(body) and not cycle.start_directly():  # the app has another mind by now
             self.again = None
             self.reader.pass_over()
             cycle.head = again.with_length(digits)
