@@ -37,11 +37,11 @@ RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 _UNBOUNDED: Final = 1_000_000_000  # more than a configuration may say, and small enough to be compared fast
 _RECENT_SECONDS: Final = 60.0  # without a slot that all were taken of, and what was learned is too old
 _LEFT: Final = 0.1  # of the slots, at least, for a class: it must get some to be seen to get more
-_HANDICAP: Final = 0.5  # of wait_seconds, of the longest
+HANDICAP: Final = 0.5  # of wait_seconds, of the longest
 _LONG_TOKENS: Final = 8192  # of this cost, or more, are the longest
 _BYTES_A_TOKEN: Final = 64  # of a request: four are a token, and one is read in a sixteenth of the time of writing it
 
-_serial = itertools.count()
+serial = itertools.count()
 
 
 class Ticket:
@@ -210,7 +210,7 @@ class Counter:
         permit = self if self.tokens is None else self._reservation(now, input, output)
         queue, waiting = self._limits.queue, self.waiting
         seconds = min(queue.wait_seconds, patience)
-        place = (rank, now + cost * _HANDICAP * queue.wait_seconds, next(_serial))
+        place = (rank, now + cost * HANDICAP * queue.wait_seconds, next(serial))
         ahead = bisect_left(waiting, place, key=_place)
         if seconds <= 0 or (self._expected(rank, ahead, now) or 0.0) > seconds:
             return self._refusal(rank, ahead, now, permit)
@@ -339,6 +339,7 @@ class Limits:
     def __init__(self, queue: Queue | None = None, clock: Callable[[], float] = clock.now) -> None:
         self.queue = queue or Queue()
         self.clock = clock
+        self.make: Callable[[str, Limits], Counter] = Counter  # another kind, where they are shared with other sidecars
         self._counters: dict[str, Counter] = {}
 
     def counter(
@@ -347,7 +348,7 @@ class Limits:
         """The counter of `key`, with its bounds as they are from now on; what runs under it goes on counting."""
         counter = self._counters.get(key)
         if counter is None:
-            counter = self._counters[key] = Counter(key, self)
+            counter = self._counters[key] = self.make(key, self)
         counter.allow(per_minute, concurrency, tokens)
         return counter
 
