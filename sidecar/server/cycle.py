@@ -82,22 +82,9 @@ class Cycle(msgspec.Struct, eq=False):
     def start_directly(self) -> bool:
         """Has the app taken it directly?"""
         direct = self.connection.server.direct
-        return direct is not None and self._take_up(direct(self))
-
-    def start_again(self, data: bytes) -> bool:
-        """Has the app taken it, as what it has been asked before? `data`: the body."""
-        again = self.connection.server.again
-        return again is not None and self._take_up(again(self, data))
-
-    def _take_up(self, work: Work | Coroutine[Any, Any, None] | None) -> bool:
-        if work is None:
+        if direct is None or (coroutine := direct(self)) is None:
             return False
-        if isinstance(work, Coroutine):
-            self.follow(work)
-        elif not self.complete:
-            self.work = work
-            self.on_gone = work.cancel
-            self.connection.server.work.add(work)
+        self.follow(coroutine)
         return True
 
     def follow(self, coroutine: Coroutine[Any, Any, None]) -> Drive:
@@ -212,11 +199,10 @@ class Cycle(msgspec.Struct, eq=False):
     def finish_with(self, lines: bytes, data: bytes) -> None:
         """All of an answer whose status is 200, while `plain`, and the end. `lines`: of its headers."""
         connection = self.connection
-        length = b"content-length: %d\r\n\r\n" % len(data)
         self.complete = True
         self.on_gone = None
         connection.server.work.discard(self.work)
-        connection.write(b"".join((_OK, lines, DATE.line(), length, data)))
+        connection.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
         connection.answered(self)
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
