@@ -202,6 +202,7 @@ class Cycle(msgspec.Struct, eq=False):
         self.complete = True
         self.on_gone = None
         connection.server.work.discard(self.work)
+        self.work = None  # which knows this: a circle is left to the garbage collector
         connection.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
         connection.answered(self)
 
@@ -226,7 +227,7 @@ class Cycle(msgspec.Struct, eq=False):
         server = connection.server
         if self.work is not None:
             server.forget_work(self.work)
-        self.on_gone = None
+        self.on_gone = self.work = None
         if error is None:
             if connection.again is None:
                 connection.again = remembered(self.head)
