@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -182,6 +182,12 @@ class Drive(msgspec.Struct, eq=False):
         return f"<Drive {state}>"
 
 
+class Flushed(Protocol):
+    def flush(self) -> None:
+        """Send what has been written. It must not raise."""
+        ...
+
+
 class Round:
     """What is to be done once the loop's present round has read all that there is to read: sending, above all.
 
@@ -193,18 +199,19 @@ class Round:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._calls: list[Callable[[], object]] = []
+        self._calls: list[Flushed] = []
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Call it at the end of this round. It must not raise."""
-        if not self._calls:
+    def later(self, what: Flushed) -> None:
+        """Flush it at the end of this round."""
+        calls = self._calls
+        if not calls:
             self._loop.call_soon(self._run)
-        self._calls.append(call)
+        calls.append(what)
 
     def _run(self) -> None:
         calls, self._calls = self._calls, []
-        for call in calls:
-            call()
+        for each in calls:
+            each.flush()
 
     def __repr__(self) -> str:
         return f"<Round {len(self._calls)} calls>"

@@ -16,14 +16,13 @@ from sidecar.drive import ENOUGH, Round, Signal
 from sidecar.errors import Malformed, ProviderError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
 from sidecar.pool.outbound import write_head
 from sidecar.types import Deadline, Outbound, Sink, Through
-from sidecar.wire.framing import CHUNK_LINES, Limits
+from sidecar.wire.framing import CHUNK_LINES, EVENT_END, Limits, events_in_chunks
 from sidecar.wire.heads import Event, ResponseHead
 from sidecar.wire.http1 import ResponseReader
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
 _LIMITS: Final = Limits()
-_EVENT_END: Final = b"\n\n\r\n"  # of an event, and of its chunk
 _LINE_END: Final = 2  # bytes
 _RESOLUTION: Final = 0.001  # seconds; of the loop's timers
 
@@ -118,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._alarm.set(min(self._loop.time() + deadline.first_byte, deadline.at))
         if len(body) <= _JOIN_BYTES and not more:
             self._unsent = head + body
-            self._round.later(self._send)
+            self._round.later(self)
         else:
             transport.writelines((head, body, *more))
 
@@ -160,7 +159,7 @@ class Connection(asyncio.Protocol):
     def interrupt(self) -> None:
         """As `Inbound.interrupt`."""
         if self._sink is not None:
-            self._sink, self._wait = None, ENOUGH
+            self._sink, self._through, self._wait = None, None, ENOUGH
             self.signal.wake()
 
     def take(self) -> bytes:
@@ -225,17 +224,13 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:
-        through = self._through
-        if (
-            through is not None
-            and data.endswith(_EVENT_END)
-            and data.startswith(line := CHUNK_LINES[len(data)])
-            and self._sink is not None
-            and self._reader.between
-            and through(data, len(data) - len(line) - _LINE_END)
-        ):
-            self._idle_at = self._loop.time() + self._idle
-            return
+        through = self._through  # a stream, as nearly always: chunks of whole events
+        if through is not None and data.endswith(EVENT_END) and self._reader.between:
+            line = CHUNK_LINES[len(data)]
+            size = len(data) - len(line) - _LINE_END if data.startswith(line) else events_in_chunks(data)
+            if size > 0 and through(data, size):
+                self._idle_at = self._loop.time() + self._idle
+                return
         phase = self.phase
         if phase is not Phase.BODY and phase is not Phase.HEAD:
             self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
@@ -301,7 +296,7 @@ class Connection(asyncio.Protocol):
             self._error = error
             self.abort()
         if self._wait is not None or self._error is not None:
-            self._sink = None
+            self._sink = self._through = None
 
     def _read_on(self, *, began: bool) -> None:
         """Move the deadline for the next bytes on, or hold the provider. The alarm itself is set anew when it rings."""
@@ -341,7 +336,7 @@ class Connection(asyncio.Protocol):
 
     # -- inside
 
-    def _send(self) -> None:
+    def flush(self) -> None:
         """The request goes, unless it has been given up within the round."""
         data, self._unsent = self._unsent, b""
         if data and self._transport is not None:

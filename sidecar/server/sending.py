@@ -35,7 +35,7 @@ class Sending(asyncio.Protocol):
         self._drains: list[asyncio.Future[None]] = []  # of whoever waits for the client to take bytes
         self._unflushed = b""  # written in this round of the loop
         self._more: list[bytes] = []  # and what came behind it
-        self._bytes = 0  # of both
+        self._bytes = 0  # of that
         self._unsent = 0  # bytes of an answer that its client had not taken at the last look
 
     def write(self, data: bytes) -> None:
@@ -44,12 +44,11 @@ class Sending(asyncio.Protocol):
             return
         if not self._unflushed:
             self._unflushed = data
-            self._bytes = len(data)
-            self._round.later(self.flush)
+            self._round.later(self)
         else:
             self._more.append(data)
             self._bytes += len(data)
-            if self._bytes > HIGH_WATER:  # an app that never waits is told by this to wait
+            if self._bytes + len(self._unflushed) > HIGH_WATER:  # an app that never waits is told by this to wait
                 self.flush()
 
     def flush(self) -> None:
@@ -58,6 +57,7 @@ class Sending(asyncio.Protocol):
         if self._more:
             data += b"".join(self._more)
             self._more.clear()
+            self._bytes = 0
         if data and self.transport is not None:
             self.transport.write(data)
 

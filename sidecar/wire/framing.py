@@ -252,12 +252,28 @@ class ChunkLines(dict[int, bytes]):
             return _NO_LINE
         digits = next((digits for digits in range(1, 5) if len(b"%x" % max(size - digits - 4, 0)) == digits), 0)
         length = size - digits - 4
-        line = self[size] = b"%x\r\n" % length if digits and length > 0 else _NO_LINE
+        line = self[size] = b"%x\r\n" % length if digits and length > 1 else _NO_LINE
         return line
 
 
 _MOST_REMEMBERED: Final = 4096  # bytes of a chunk: an event of a stream has some hundred
 _NO_LINE: Final = b"\r\n\r\n"
 CHUNK_LINES: Final = ChunkLines()
+EVENT_END: Final = b"\n\n\r\n"  # of an event of a stream, and of its chunk
+
+
+def events_in_chunks(data: bytes) -> int:
+    """The size of what whole chunks hold, each of which ends with an event; -1 where there is anything else."""
+    at = size = 0
+    while at < len(data):
+        match = _WHOLE_CHUNK.match(data, at)
+        if match is None or (length := int(match[1], 16)) < len(EVENT_END) - 2:
+            return -1
+        at = match.end() + length + 2
+        if not data.startswith(EVENT_END, at - len(EVENT_END)):
+            return -1
+        size += length
+    return size
+
 
 LAST_CHUNK: Final = b"0\r\n\r\n"

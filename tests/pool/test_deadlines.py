@@ -103,7 +103,7 @@ async def _times_out(waiting: object, seconds: float) -> UpstreamTimeout:
 
 async def test_a_provider_is_held_when_nobody_reads() -> None:
     chunk = b"%x\r\n%b\r\n" % (65536, b"x" * 65536)
-    async with pooled([REQUEST, HEAD, Flood(chunk, 3200)]) as (pool, peer):
+    async with pooled([REQUEST, HEAD, Flood(chunk, 3200)], send_buffer=65536) as (pool, peer):
         answer = await pool.send(ask(peer), within(), LIMITS)
         wire = peer.connections[0]
         taken = -1

@@ -9,8 +9,10 @@ from hypothesis import given, settings, strategies as st
 
 from sidecar.errors import Malformed
 from sidecar.wire.framing import (
+    CHUNK_LINES,
     DONE,
     END,
+    EVENT_END,
     LAST_CHUNK,
     Bodies,
     Framing,
@@ -19,8 +21,10 @@ from sidecar.wire.framing import (
     chunk,
     connection_tokens,
     count,
+    events_in_chunks,
     framing,
 )
+from sidecar.wire.http1 import ResponseReader
 
 LIMITS = Limits(extension_bytes=40, trailer_bytes=40)
 
@@ -161,3 +165,43 @@ def test_what_is_held_of_an_unfinished_line_is_bounded() -> None:
     for start in (b"2;", b"0\r\na: "):
         with pytest.raises(Malformed):
             body([start, *each(b"x" * 41)], chunked=True)
+
+
+# -- chunks of events
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4), st.binary(max_size=12))
+def test_what_is_taken_for_chunks_of_events_is_nothing_else(payloads: list[bytes], tail: bytes) -> None:
+    data = b"".join(map(chunk, [payload + b"\n\n" for payload in payloads])) + tail
+    size = events_in_chunks(data)
+    if not tail:
+        assert size == sum(len(payload) + 2 for payload in payloads)
+    line = CHUNK_LINES[len(data)]
+    alone = data.startswith(line) and data.endswith(EVENT_END)
+    if alone:
+        assert size == len(data) - len(line) - 2
+    if size <= 0:
+        return
+    reader, events = ResponseReader(Limits()), list[object]()
+    reader.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    events += reader.feed(data)
+    assert reader.between
+    pieces = [each for each in events if isinstance(each, bytes)]
+    assert len(pieces) == len(events)
+    assert (sum(map(len, pieces)), all(piece.endswith(b"\n\n") for piece in pieces)) == (size, True)
+
+
+@given(st.integers(0, 5000))
+def test_a_chunk_line_is_that_of_the_only_chunk_of_so_many_bytes(size: int) -> None:
+    fitting = [length for length in range(2, size) if len(chunk(b"x" * length)) == size]
+    line = CHUNK_LINES[size]
+    if size > 4096 or not fitting:
+        assert not chunk(b"x" * size).startswith(line)
+    else:
+        assert [b"%x\r\n" % length for length in fitting] == [line]
+
+
+def test_one_byte_is_no_event() -> None:
+    assert events_in_chunks(b"1\r\n\n\r\n") == -1
+    assert CHUNK_LINES[6] != b"1\r\n"
+    assert events_in_chunks(b"2\r\n\n\n\r\n") == 2

@@ -177,6 +177,14 @@ def test_of_an_answer_the_same_is_said_however_it_comes(data: bytes, method: byt
 @given(answers())
 def test_what_llhttp_refuses_no_shorter_way_takes(data: bytes) -> None:
     reader, seen = ResponseReader(LIMITS), Llhttp()
+    whole = reader.whole(data)
+    if whole is not None:  # then it is exactly what feeding says
+        head, body, end = ResponseReader(LIMITS).feed(data)
+        assert isinstance(head, ResponseHead)
+        assert (whole[0].status, whole[0].headers, whole[0].keep_alive, whole[0].length, whole[1], end) == (
+            *(head.status, head.headers, head.keep_alive, head.length),
+            *(body, END),
+        )
     try:
         events = reader._feed_plain(data)
     except Malformed:
