@@ -108,9 +108,10 @@ class Sidecar:
             },
             anonymous=Asker(ANONYMOUS, limits.counter("caller:", None, None)),
             providers={
-                name: limits.counter(f"provider:{name}", upstream.requests_per_minute, upstream.concurrency)
-                for name, upstream in routes.upstreams.items()
+                name: limits.counter(f"provider:{name}", up.requests_per_minute, up.concurrency, up.tokens)
+                for name, up in routes.upstreams.items()
             },
+            models=exchange.limits_of(config.models, limits),
             plans={},
             pool=self._pool,
             limits=limits,
@@ -285,7 +286,7 @@ class Sidecar:
 
     def _health(self) -> list[dict[str, object]]:
         """Of providers and targets; where there are several callers, of no name that only one of them has asked for."""
-        rows = self._duty.health.stats()
+        rows = self._duty.stats()
         if not self._spine.callers:
             return rows
         named = set(routing.models(self._spine.routes))
@@ -318,7 +319,7 @@ def _asker(limits: Limits, name: str, table: configuration.Caller) -> Asker:
         priority=table.priority,
         tags=frozenset(table.tags),
     )
-    return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency))
+    return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency, configuration.token_limits(table)))
 
 
 def _loaded(config: Config | str | os.PathLike[str] | None) -> Config:

@@ -165,6 +165,11 @@ def _lead(asking: Asking, spine: Spine, endpoint: Endpoint, client: Client, mode
     return lead
 
 
+def _scarce(shape: Shape, values: tuple[bytes, ...]) -> bool:
+    """Is little left of the provider's limits, by its own word? Who comes next is to look at that."""
+    return any(len(values[at]) < digits for at, digits in shape.left)
+
+
 class Lane(msgspec.Struct, eq=False):
     """A request that has been sent, until its answer comes."""
 
@@ -192,6 +197,9 @@ class Lane(msgspec.Struct, eq=False):
             return
         shape = head.shape
         if shape is None or shape.framed or shape.coding >= 0 or shape.kind < 0 or not client.plain:
+            self.leave()
+            return
+        if shape.left and _scarce(shape, head.values):
             self.leave()
             return
         data, came = connection.take(), now()
