@@ -199,9 +199,10 @@ class Sidecar:
     def again(self, client: Cycle, data: bytes) -> exchange.Lane | Coroutine[Any, Any, None] | None:
         """Offered each request whose head has come before, with its body: what `direct` asks of it holds still."""
         asking: Asking | None = client.notes.get("asking")
-        if asking is None or asking.spine is not self._spine or self._pool.closed:
+        spine = self._spine
+        if asking is None or asking.spine is not spine or self._pool.closed:
             return None
-        return exchange.take(asking, client, data)
+        return exchange.take(spine, asking, client, data)
 
     def direct(self, client: Cycle) -> Coroutine[Any, Any, None] | None:
         """Offered each request by our own server, before it builds a scope: those of the hot paths need none."""

@@ -55,7 +55,9 @@ class WireUsage(msgspec.Struct):
     reasoning_tokens: float | None = None  # Perplexity
 
     def neutral(self) -> Usage:
-        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        prompt = int(prompt) if prompt is not None and 0 <= prompt < _MOST_TOKENS else 0  # _count, without the call
+        completion = int(completion) if completion is not None and 0 <= completion < _MOST_TOKENS else 0
         told = self.prompt_cache_hit_tokens or self.cached_tokens or self.num_cached_tokens
         written, reason = self.cache_creation_input_tokens, self.reasoning_tokens
         if (details := self.prompt_tokens_details) is not None:

@@ -59,16 +59,14 @@ class Lead(msgspec.Struct, frozen=True, eq=False):
     names: tuple[str, str, str]  # endpoint, provider and model, for the record
 
 
-def take(asking: Asking, client: Direct, data: bytes) -> Lane | Coroutine[Any, Any, None]:
+def take(spine: Spine, asking: Asking, client: Direct, data: bytes) -> Lane | Coroutine[Any, Any, None]:
     """Serve a request whose head has been read before: here if it is plain, else by the spine. `data`: its body."""
-    spine, endpoint = asking.spine, asking.endpoint
-    assert type(spine) is Spine
+    endpoint, size = asking.endpoint, len(data)
     assert endpoint is not None
-    if len(data) > spine.max_body_bytes:
+    if size > spine.max_body_bytes:
         return run(spine, endpoint, client)
-    if len(data) > body.LONG_BYTES:
-        return run(spine, endpoint, client, data)
-    return _enter(asking, spine, endpoint, client, data) or run(spine, endpoint, client, data)
+    lane = _enter(asking, spine, endpoint, client, data) if size <= body.LONG_BYTES else None
+    return run(spine, endpoint, client, data) if lane is None else lane
 
 
 def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, data: bytes) -> Lane | None:
@@ -196,7 +194,7 @@ class Lane(msgspec.Struct, eq=False):
             self.leave()
             return
         shape = head.shape
-        if shape is None or shape.framed or shape.coding >= 0 or shape.kind < 0 or not client.plain:
+        if shape is None or not shape.simple or not client.plain:
             self.leave()
             return
         if shape.left and _scarce(shape, head.values):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sidecar.clock import Alarm
@@ -49,23 +50,8 @@ class Connection(Sending):
     """See the module."""
 
     __slots__ = (
-        "_alarm",
-        "_body_began",
-        "_body_bytes",
-        "_discarded",
-        "_held_at",
-        "_reading",
-        "again",
-        "asked",
-        "bound",
-        "client",
-        "cycle",
-        "local",
-        "phase",
-        "reader",
-        "scheme",
-        "server",
-        "signal",
+        *("_alarm", "_body_began", "_body_bytes", "_discarded", "_held_at", "_reading", "again", "asked"),
+        *("bound", "client", "cycle", "local", "phase", "reader", "scheme", "server", "signal"),
     )
 
     def __init__(self, server: Server, *, secure: bool) -> None:
@@ -154,7 +140,15 @@ class Connection(Sending):
             size,
             True,
         )
-        if not cycle.start_again(body) and not cycle.start_directly():  # the app has another mind by now
+        server = self.server
+        work: Any = None if server.again is None else server.again(cycle, body)
+        if work is not None:
+            if type(work) is CoroutineType:
+                cycle.follow(work)
+            elif not cycle.complete:
+                cycle.work, cycle.on_gone = work, work.cancel
+                server.work.add(work)
+        elif not cycle.start_directly():  # the app has another mind by now
             self.again = None
             self.reader.pass_over()
             cycle.head = again.with_length(digits)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OWN_HEADERS: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive"))
 _BODILESS: Final = (204, 304)
+_TRUSTED: Final = 8  # times what has come of a body, at most, is set aside for it
 _OK: Final = STATUS_LINES[200]
 
 
@@ -82,22 +84,9 @@ class Cycle(msgspec.Struct, eq=False):
     def start_directly(self) -> bool:
         """Has the app taken it directly?"""
         direct = self.connection.server.direct
-        return direct is not None and self._take_up(direct(self))
-
-    def start_again(self, data: bytes) -> bool:
-        """Has the app taken it, as what it has been asked before? `data`: the body."""
-        again = self.connection.server.again
-        return again is not None and self._take_up(again(self, data))
-
-    def _take_up(self, work: Work | Coroutine[Any, Any, None] | None) -> bool:
-        if work is None:
+        if direct is None or (coroutine := direct(self)) is None:
             return False
-        if isinstance(work, Coroutine):
-            self.follow(work)
-        elif not self.complete:
-            self.work = work
-            self.on_gone = work.cancel
-            self.connection.server.work.add(work)
+        self.follow(coroutine)
         return True
 
     def follow(self, coroutine: Coroutine[Any, Any, None]) -> Drive:
@@ -160,13 +149,21 @@ class Cycle(msgspec.Struct, eq=False):
             connection.write(_CONTINUE)
         connection.bound = most
         connection.unhold()
+        room: BytesIO | None = None
         try:
             while not self.whole and self.held <= most:
                 if self.gone:
                     raise ClientGone("the client left before its request had ended")
                 await self.signal
+                if room is None and self.held > json.LONG_BYTES and self.length is not None:
+                    room = _room(self.length, self.held)
+                if room is not None:
+                    room.writelines(self.pieces)
+                    self.pieces.clear()
         finally:
             connection.bound = HIGH_WATER
+        if room is not None:
+            self.pieces.append(room.getvalue())
 
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The head, with the first bytes of the body. What it answers is to be waited for: the client does not read."""
@@ -212,11 +209,11 @@ class Cycle(msgspec.Struct, eq=False):
     def finish_with(self, lines: bytes, data: bytes) -> None:
         """All of an answer whose status is 200, while `plain`, and the end. `lines`: of its headers."""
         connection = self.connection
-        length = b"content-length: %d\r\n\r\n" % len(data)
         self.complete = True
         self.on_gone = None
         connection.server.work.discard(self.work)
-        connection.write(b"".join((_OK, lines, DATE.line(), length, data)))
+        self.work = None  # which knows this: a circle is left to the garbage collector
+        connection.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
         connection.answered(self)
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
@@ -240,7 +237,7 @@ class Cycle(msgspec.Struct, eq=False):
         server = connection.server
         if self.work is not None:
             server.forget_work(self.work)
-        self.on_gone = None
+        self.on_gone = self.work = None
         if error is None:
             if connection.again is None:
                 connection.again = remembered(self.head)
@@ -398,3 +395,17 @@ class Cycle(msgspec.Struct, eq=False):
         self.answer_headers = [(b"content-type", b"application/json"), (b"x-sidecar-error", b"sidecar_internal")]
         error = {"message": "an internal error", "type": "api_error", "param": None, "code": "sidecar_internal"}
         self._send_body(json.encode({"error": error}), more=False)
+
+
+def _room(length: int, held: int) -> BytesIO | None:
+    """Where a long body is put together, of its declared length; None as long as only an eighth of it or less is here.
+
+    Its pieces held until the end, and then joined, would take twice as much memory.
+    """
+    if held <= length // _TRUSTED:  # what is only declared takes little
+        return None
+    room = BytesIO()
+    room.seek(length - 1)
+    room.write(b"\0")
+    room.seek(0)
+    return room

@@ -159,7 +159,7 @@ def _check_depth(body: bytes) -> None:
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # so that every quote left opens or closes a string
     # Two quotes in a row are a string without a brace, or two with none between them: nothing goes in or out by that.
-    braces = body.translate(_BRACES, _NO_BRACES).replace(b'""', b"")
+    braces = body.translate(_BRACES, _NO_BRACES).replace(b'""""""""', b"").replace(b'""', b"")  # four at a time first
     if b'"' in braces:
         braces = b"".join(braces.split(b'"')[::2])  # those outside of strings
     for _ in range(MAX_DEPTH):

@@ -26,6 +26,7 @@ class Shape(msgspec.Struct, frozen=True, eq=False):
 
     names: tuple[bytes, ...]  # in lower case
     usual: bool  # neither of the following, few of them, and a length
+    simple: bool  # so, and a content-type but no content-encoding
     odd: bool  # its framing is not for a short cut: a length twice, or an offer of another protocol
     framed: bool  # a Connection or Transfer-Encoding header has to be read
     length: int
@@ -77,9 +78,11 @@ def _shape(names: tuple[bytes, ...]) -> Shape:
     first, second = at(b"x-request-id"), at(b"request-id")
     odd = names.count(b"content-length") > 1 or b"upgrade" in names
     framed = b"transfer-encoding" in names or b"connection" in names
+    usual = not odd and not framed and b"content-length" in names and len(names) <= _FEW
     return Shape(
         names=names,
-        usual=not odd and not framed and b"content-length" in names and len(names) <= _FEW,
+        usual=usual,
+        simple=usual and b"content-type" in names and b"content-encoding" not in names,
         odd=odd,
         framed=framed,
         length=at(b"content-length"),

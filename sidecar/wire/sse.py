@@ -16,6 +16,7 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 _OVERLAP = 3  # of the four bytes of the longest boundary, so many may have come before
 _BOM = b"\xef\xbb\xbf"
 _BOM_LINE = re.compile(rb"(^|[\r\n])\xef\xbb\xbf")
+_ONE = re.compile(rb"(?:event:([^\r\n]*)\n)?data: ?([^\r\n]*)\n\n")  # one event of one line of data
 _LINE = re.compile(rb"\r\n|\n|\r")
 # An empty line: two line ends in a row. A lone CR at the very end may be half of a CRLF.
 _BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?=[^\n]))")
@@ -73,6 +74,10 @@ def _last_boundary(data: bytes) -> int:
 
 def events(block: bytes) -> list[Event]:
     """The events in a block of whole events. Comments, `id` and `retry` are passed over; so are events without data."""
+    match = _ONE.fullmatch(block)  # what nearly every provider sends nearly every time
+    if match is not None:
+        named, data = match.groups()
+        return [Event(named.strip().decode("utf-8", "replace") if named else "", data)]
     if _BOM in block:  # at a stream's start; a block does not know whether it is that, so it goes from any line's
         block = _BOM_LINE.sub(rb"\1", block)
     found: list[Event] = []

@@ -6,7 +6,9 @@ Each request is sent on a connection that has asked the same before, once with t
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -251,3 +253,25 @@ async def test_another_configuration_is_asked_anew() -> None:
             stand.app.reload(msgspec.structs.replace(stand.app.config, providers=providers))
             client.write(ask(CHAT, stream=False))
             assert (await client.response()).startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize("hot", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_nothing_is_left_to_the_garbage_collector(stream: bool, hot: bool) -> None:
+    """An exchange that ends is gone at once: what goes round in circles would cost more to find than to serve."""
+    answer = CHAT.stream() if stream else CHAT.whole()
+    async with standing([Again((REQUEST, answer))]) as stand, asyncio.timeout(8), stand.client() as client:
+        if not hot:
+            stand.server.again = None
+        await warm(client, ask(CHAT, stream=stream))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                client.write(ask(CHAT, stream=stream))
+                await client.response()
+            await comes_true(stand.idle, "idle")
+            kinds = Counter(type(each).__name__ for each in gc.get_objects())
+        finally:
+            gc.enable()
+        assert max(kinds["Cycle"], kinds["Lane"], kinds["Drive"], kinds["Exchange"], kinds["Attempt"]) < 10

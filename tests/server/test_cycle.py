@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from sidecar.drive import Lazy, Signal
 from sidecar.errors import BodyTooLarge, ClientGone, Malformed
-from sidecar.server.cycle import Cycle
+from sidecar.server.cycle import Cycle, _room
 from sidecar.server.sending import HIGH_WATER
 from sidecar.types import Receive, Scope, Send
+from sidecar.wire.body import LONG_BYTES
 from tests.faults.peer import CLOSE, FIN, READ_ON, RST, STOP_READING, Act, Expect
 from tests.server.apps import GET, GET_CLOSE, Ground, chunked, get, post, serving, undated, until
 
@@ -212,6 +214,31 @@ async def test_a_body_is_asked_for_once_and_read_past_the_high_water() -> None:
         client.write(body)
         assert (await client.response()).endswith(b"\r\n\r\n" + data)
         assert client.received.count(b"100 Continue") == 1
+
+
+@pytest.mark.parametrize("size", [LONG_BYTES, LONG_BYTES + 1, 3 * MEGABYTE + 7])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_long_body_is_put_together_as_it_came(size: int, declared: bool) -> None:
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    cuts = [0, 1, size // 16, size // 8 + 2, size // 2, size]
+    pieces = [data[start:end] for start, end in pairwise(cuts)]
+    head = post(data).removesuffix(data)
+    _, served = directly(echo)
+    async with served as ground, ground.client() as client:
+        for _ in range(2):
+            for piece in [head, *pieces] if declared else [chunked(*pieces)]:
+                client.write(piece)
+                await asyncio.sleep(0.001)
+            assert (await client.response()).partition(b"\r\n\r\n")[2] == data
+
+
+def test_room_is_set_aside_by_what_has_come_of_a_body_and_not_by_what_is_declared() -> None:
+    assert _room(8 * MEGABYTE, MEGABYTE) is None
+    room = _room(8 * MEGABYTE, MEGABYTE + 1)
+    assert room is not None
+    room.writelines([b"x" * (3 * MEGABYTE), b"y" * (5 * MEGABYTE)])
+    assert room.getvalue() == b"x" * (3 * MEGABYTE) + b"y" * (5 * MEGABYTE)
+    assert room.getvalue() is room.getvalue()  # not a copy
 
 
 @pytest.mark.parametrize("leave", [CLOSE, FIN, RST], ids=lambda act: act.name)
