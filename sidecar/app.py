@@ -24,7 +24,7 @@ from sidecar.limits import Limits
 from sidecar.log import LogWriter
 from sidecar.pool import Pool
 from sidecar.request import ANONYMOUS, Asker, Asking, identify
-from sidecar.types import Caller, Endpoint, Headers, Receive, Record, Scope, Send
+from sidecar.types import Endpoint, Headers, Receive, Record, Scope, Send
 from sidecar.wire import body, headers as rules
 
 _ROWS: Final = (
@@ -101,11 +101,7 @@ class Sidecar:
         return exchange.Spine(
             config=config,
             routes=routes,
-            callers={
-                table.key.digest: _asker(limits, name, table)
-                for name, table in config.callers.items()
-                if table.key.digest is not None
-            },
+            callers=exchange.askers_of(config.callers, limits),
             anonymous=Asker(ANONYMOUS, limits.counter("caller:", None, None)),
             providers={
                 name: limits.counter(f"provider:{name}", up.requests_per_minute, up.concurrency, up.tokens)
@@ -308,19 +304,6 @@ class Sidecar:
         caller, _ = identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
         names = routing.models(self._spine.routes)
         return [name for name in names if not caller.models or routing.allowed(caller, name)]
-
-
-def _asker(limits: Limits, name: str, table: configuration.Caller) -> Asker:
-    per_minute, concurrency = table.requests_per_minute, table.concurrency
-    caller = Caller(
-        name=name,
-        models=table.models,
-        requests_per_minute=per_minute,
-        concurrency=concurrency,
-        priority=table.priority,
-        tags=frozenset(table.tags),
-    )
-    return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency, configuration.token_limits(table)))
 
 
 def _loaded(config: Config | str | os.PathLike[str] | None) -> Config:

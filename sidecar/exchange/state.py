@@ -24,7 +24,20 @@ from sidecar.request import ANONYMOUS, Asker, Asking
 from sidecar.retry import Cause
 from sidecar.routing import Plan
 from sidecar.secret import Secret
-from sidecar.types import Client, Counting, Endpoint, Envelope, Inbound, Outcome, Permit, Record, Target, Usage, View
+from sidecar.types import (
+    Caller,
+    Client,
+    Counting,
+    Endpoint,
+    Envelope,
+    Inbound,
+    Outcome,
+    Permit,
+    Record,
+    Target,
+    Usage,
+    View,
+)
 
 _UNREAD: Final = View(model="")
 _UNREAD_HEAD: Final = Asking(None, Asker(ANONYMOUS, Limits().counter("", None, None)), math.inf, True, frozenset())
@@ -75,6 +88,25 @@ class Duty:
 
     def __repr__(self) -> str:
         return f"<Duty {self.active} active, {self.health!r}>"
+
+
+def askers_of(tables: dict[str, config.Caller], limits: Limits) -> dict[bytes, Asker]:
+    """The callers, by the SHA-256 of their keys, each with its counter."""
+    found = {}
+    for name, table in tables.items():
+        caller = Caller(
+            name=name,
+            models=table.models,
+            requests_per_minute=table.requests_per_minute,
+            concurrency=table.concurrency,
+            priority=table.priority,
+            tags=frozenset(table.tags),
+        )
+        tokens = config.token_limits(table)
+        counter = limits.counter(f"caller:{name}", table.requests_per_minute, table.concurrency, tokens)
+        if table.key.digest is not None:
+            found[table.key.digest] = Asker(caller, counter)
+    return found
 
 
 def limits_of(models: dict[str, config.Model], limits: Limits) -> dict[str, Counter]:
