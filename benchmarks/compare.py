@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
 def _told(size: Size, seconds: float) -> str:
     return (
         f"Medians of {size.rounds['unary']} rounds ({size.rounds['stream']} of latencies and streams), in turn, in one"
-        f" run of {seconds / 60:.0f} minutes; each proxy on one core, the simulated provider and the load on another;"
+        f" run of {seconds / 60:.1f} minutes; each proxy on one core, the simulated provider and the load on another;"
         " CPU of the whole process tree; every answer judged. Unary: wrk, 64 connections, 2 KB asked, 1 KB answered."
         " Latencies:"
         " open loop at a constant rate, from the moment a request was due, less what is measured without a proxy in the"

@@ -126,14 +126,18 @@ class Load:
         until = start + wanted / rate + self._limit
         while len(self._answers) + self._failed.total() < wanted and time.perf_counter() < until:
             await asyncio.sleep(0.01)
+        missing = wanted - len(self._answers) - self._failed.total()
+        self._failed["timeout"] += missing
+        self._waiting.clear()
+        while self._open or self._opening:  # a loop that is closed before its connections may hang
+            for connection in self._open:
+                connection.due = 0.0
+                connection.abort()
+            await asyncio.sleep(0)
         return self._judged(wanted)
 
     def _judged(self, wanted: int) -> Measured:
-        missing = wanted - len(self._answers) - self._failed.total()
-        failed = self._failed + Counter(timeout=missing)
-        for connection in self._open:
-            connection.due = 0.0
-            connection.abort()
+        failed = +self._failed
         took = []
         for seconds, answer in self._answers:
             body = body_of(answer)

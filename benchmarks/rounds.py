@@ -20,7 +20,7 @@ from benchmarks.rivals import Rival
 from benchmarks.table import Found
 
 EVENTS: Final = 64  # of a stream
-PILOT: Final = 8  # streams, to see what one costs
+PILOT: Final = 32  # streams, to see what one costs
 SETTLE_SECONDS: Final = 0.1  # after a rest
 LATENCIES: Final = (*table.SHARES, "first p50", "first p99", "gap p99")
 RATES: Final = (1000, 500, 200, 100, 50, 20, 10, 5)  # requests a second in the open loop: the same for all who can
@@ -159,7 +159,7 @@ def rate_for(rates: tuple[int, ...], share: float) -> Callable[[Runner], float]:
 def streams_for(runner: Runner) -> float:
     """128, or as many as keep it busy for 0.6 of its core; a power of two, so that the provider's base is shared."""
     most = 0.6 * streams.STREAM_SECONDS / max(runner.known["stream_cpu"], 1e-6)
-    if most * 2.5 >= STREAMS:  # one that is a little too slow still gets them all
+    if most * 3 >= STREAMS:  # one that is a little too slow still gets them all
         return STREAMS
     return float(2 ** max(int(math.log2(max(most, 1.0))), 0))
 

@@ -62,6 +62,9 @@ class Reader(asyncio.Protocol):
         if not self._done.done():
             self._done.set_result(None)
 
+    def abort(self) -> None:
+        self._transport.abort()
+
 
 def times(pieces: list[tuple[float, bytes]]) -> tuple[float | None, list[float]]:
     """Seconds to the first token, and between events, of one stream; events that come together have none between."""
@@ -109,4 +112,7 @@ async def _run(port: int, request: bytes, streams: int, each: int, limit: float)
         waiting.append(done)
         await asyncio.sleep(STREAM_SECONDS / streams)
     await asyncio.wait(waiting, timeout=max(until - time.perf_counter(), 0))
+    for reader in readers:
+        reader.abort()
+    await asyncio.wait(waiting)  # a loop that is closed before its connections may hang
     return readers

@@ -24,7 +24,7 @@ from sidecar.limits import Limits
 from sidecar.log import LogWriter
 from sidecar.pool import Pool
 from sidecar.request import ANONYMOUS, Asker, Asking, identify
-from sidecar.types import Caller, Endpoint, Headers, Receive, Record, Scope, Send
+from sidecar.types import Endpoint, Headers, Receive, Record, Scope, Send
 from sidecar.wire import body, headers as rules
 
 _ROWS: Final = (
@@ -101,16 +101,13 @@ class Sidecar:
         return exchange.Spine(
             config=config,
             routes=routes,
-            callers={
-                table.key.digest: _asker(limits, name, table)
-                for name, table in config.callers.items()
-                if table.key.digest is not None
-            },
+            callers=exchange.askers_of(config.callers, limits),
             anonymous=Asker(ANONYMOUS, limits.counter("caller:", None, None)),
             providers={
-                name: limits.counter(f"provider:{name}", upstream.requests_per_minute, upstream.concurrency)
-                for name, upstream in routes.upstreams.items()
+                name: limits.counter(f"provider:{name}", up.requests_per_minute, up.concurrency, up.tokens)
+                for name, up in routes.upstreams.items()
             },
+            models=exchange.limits_of(config.models, limits),
             plans={},
             pool=self._pool,
             limits=limits,
@@ -286,7 +283,7 @@ class Sidecar:
 
     def _health(self) -> list[dict[str, object]]:
         """Of providers and targets; where there are several callers, of no name that only one of them has asked for."""
-        rows = self._duty.health.stats()
+        rows = self._duty.stats()
         if not self._spine.callers:
             return rows
         named = set(routing.models(self._spine.routes))
@@ -307,19 +304,6 @@ class Sidecar:
         caller, _ = identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
         names = routing.models(self._spine.routes)
         return [name for name in names if not caller.models or routing.allowed(caller, name)]
-
-
-def _asker(limits: Limits, name: str, table: configuration.Caller) -> Asker:
-    per_minute, concurrency = table.requests_per_minute, table.concurrency
-    caller = Caller(
-        name=name,
-        models=table.models,
-        requests_per_minute=per_minute,
-        concurrency=concurrency,
-        priority=table.priority,
-        tags=frozenset(table.tags),
-    )
-    return Asker(caller, limits.counter(f"caller:{name}", per_minute, concurrency))
 
 
 def _loaded(config: Config | str | os.PathLike[str] | None) -> Config:

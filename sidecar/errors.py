@@ -165,6 +165,10 @@ class ProviderLimited(ProviderError):
     status, code, type = 429, "provider_limited", "rate_limit_error"
 
 
+class QuotaShort(ProviderLimited):
+    """By its own word the provider has not as much left as this request needs, and would refuse it."""
+
+
 class TargetDown(ProviderError):
     """It has failed too often, and is not asked for a moment (its breaker is open)."""
 

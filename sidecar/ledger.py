@@ -121,9 +121,12 @@ class Ledger:
     def _settle(self) -> None:
         """Count what is over: those of a kind together. Only the loop's thread does."""
         over, self._over = self._over, []
+        kinds: dict[tuple[Series, tuple[int, str]], list[Record]] = {}
         for kind, same in groupby(sorted(over, key=_KIND), key=_KIND):
             records = list(same)
-            self._find(records[0]).count(kind[3:], records)
+            kinds.setdefault((self._find(records[0]), kind[3:]), []).extend(records)  # many models may be one series
+        for (series, outcome), records in kinds.items():
+            series.count(outcome, records)
 
     def _find(self, record: Record) -> Series:
         key = (record.endpoint, record.provider, self._label(record))

@@ -319,6 +319,7 @@ def resolve(name: str, table: config.Provider) -> Upstream:
             max_age_seconds=table.pool.max_age_seconds,
         ),
         requests_per_minute=table.limits.requests_per_minute,
+        tokens=config.token_limits(table.limits),
         concurrency=table.limits.concurrency,
     )
 

@@ -17,11 +17,10 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from sidecar.retry import seconds
+from sidecar.wire.shapes import plenty
 
 What = Literal["requests", "tokens", "input", "output"]
 
-_MANY_REQUESTS: Final = 4  # digits of what is left: then nobody need look
-_MANY_TOKENS: Final = 7
 _MOST_DIGITS: Final = 15
 _MOST_SENT: Final = 256  # remembered of a key with little left
 _UNKNOWN_SECONDS: Final = 1.0  # until all is there again, where nothing left is all that is said
@@ -111,9 +110,7 @@ class Quota:
         self.form = form
         self.short = False  # of some key little is left, or was
         self._keys: dict[int, _Key] = {}
-        self._digits = [
-            (each.remaining, _MANY_REQUESTS if each.what == "requests" else _MANY_TOKENS) for each in form.limits
-        ]
+        self._digits = [(each.remaining, plenty(each.remaining)) for each in form.limits]
 
     def hear(self, key: int, index: Mapping[bytes, bytes], began: float, now: float, wall: float) -> None:
         """An answer that has the form's sign came to what was sent with that key at the time `began`.

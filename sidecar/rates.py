@@ -40,6 +40,18 @@ class Left(NamedTuple):
     reset: float  # seconds until all of it is there again
 
 
+class Guess(NamedTuple):
+    """What a request may come to, in tokens. `output`: of one choice; None: nobody has bounded it."""
+
+    input: int
+    output: int | None
+    choices: int
+
+    def whole(self, usual: float) -> tuple[int, int]:
+        """In and out, where the output that nobody has bounded is the usual."""
+        return self.input, output_tokens(self.output, self.choices, usual)
+
+
 class Bucket:
     """So many tokens a minute. Amounts are in seconds of its leak: a token in is `per_input` of them, all of it 60."""
 

@@ -60,6 +60,7 @@ class Asking(msgspec.Struct, frozen=True, eq=False):
     lines: dict[str, bytes] = {}  # of what goes up, by provider: a head is of one endpoint, so of one dialect at each
     endpoint: Endpoint | None = None  # of the head
     leads: dict[str, Any] = {}  # where the models lead that it has asked for (exchange.lane.Lead)
+    prepared: dict[tuple[str, bytes], Any] = {}  # heads of what goes up, by provider and path (pool.outbound.Prepared)
 
 
 def read_head(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _SLOTS: Final = 11  # ten make the span, and the newest is not full yet
+_NONE: Final = (0,) * _SLOTS
 
 
 class Rolling:
@@ -41,6 +42,10 @@ class Rolling:
         if now < self.ends:
             return
         number = int(now // self._width)
+        if number - self._number >= _SLOTS:  # nothing is young enough, as with a target that is seldom asked
+            self.totals[:] = self._marks[:] = _NONE
+            self.total = self.marked = 0
+            self._number = number
         for each in range(max(self._number + 1, number - _SLOTS + 1), number + 1):
             slot = each % _SLOTS
             self.total -= self.totals[slot]

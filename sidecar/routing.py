@@ -42,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fallback_on: frozenset[str]
     affinity: bytes | None = None  # the header that a session is known by, in lower case
     skipped: tuple[str, ...] = ()  # why what is missing here is missing
+    table: str = ""  # the name in [models] that it goes by, where there is one
+    limited: bool = False  # its caller has limits of tokens, or its table has limits of any kind
     plain: bool = True  # its answers are neither shared nor kept alive with comments
 
 
@@ -201,7 +203,8 @@ def _check(asked: str) -> None:
 
 
 def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Plan:
-    model, candidates = _candidates(routes, asked)
+    table, candidates = _candidates(routes, asked)
+    model = routes.models.get(table, _PLAIN)
     targets: list[Target] = []
     skipped: list[str] = []
     served = False
@@ -223,6 +226,7 @@ def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Pla
     header = model.affinity_header
     return Plan(
         name=asked,
+        table=table,
         targets=tuple(sorted(targets, key=_order)),
         policy=model.policy,
         model=model,
@@ -274,8 +278,8 @@ def _placed(upstream: Upstream, model: str) -> Upstream:
     return msgspec.structs.replace(upstream, paths=paths)
 
 
-def _candidates(routes: Routes, asked: str) -> tuple[config.Model, list[Candidate]]:
-    """The settings of a name, and everything it stands for, in order.
+def _candidates(routes: Routes, asked: str) -> tuple[str, list[Candidate]]:
+    """The table of [models] that a name goes by ("": none), and everything it stands for, in order.
 
     A name of [models] stands before all else. Then the pattern that says most of the name from its beginning, of which
     `provider/*` is one that every provider has; then the names that providers are known for.
@@ -290,11 +294,11 @@ def _candidates(routes: Routes, asked: str) -> tuple[config.Model, list[Candidat
         if part := pattern.part(asked):
             return _configured(routes, pattern.name, part)
     if plain:
-        return _PLAIN, [Candidate(routes.upstreams[head], model, "named as provider/model")]
+        return "", [Candidate(routes.upstreams[head], model, "named as provider/model")]
     owners = [up for up in routes.upstreams.values() if any(fnmatchcase(asked, pattern) for pattern in _known(up))]
     if len(owners) == 1:
         why = f"a known name of {owners[0].kind}, and only one such provider is configured"
-        return _PLAIN, [Candidate(owners[0], asked, why)]
+        return "", [Candidate(owners[0], asked, why)]
     if owners:
         ways = " or ".join(f"{up.name}/{asked}" for up in owners)
         raise UnknownModel(
@@ -303,16 +307,15 @@ def _candidates(routes: Routes, asked: str) -> tuple[config.Model, list[Candidat
     raise UnknownModel(_unknown(routes, asked), param="model")
 
 
-def _configured(routes: Routes, name: str, part: str) -> tuple[config.Model, list[Candidate]]:
+def _configured(routes: Routes, name: str, part: str) -> tuple[str, list[Candidate]]:
     """What a name of [models] stands for, `part` in the place of the `*`; config.load has checked that it is there."""
-    settings = routes.models[name]
     why = f'target of [models."{name}"]' if part else f"target of [models.{name}]"
     candidates = []
-    for target in settings.targets:
+    for target in routes.models[name].targets:
         said = config.Target(to=target) if isinstance(target, str) else target
         head, _, model = said.to.partition("/")
         candidates.append(Candidate(routes.upstreams[head], model.replace("*", part), why, said))
-    return settings, candidates
+    return name, candidates
 
 
 def _known(upstream: Upstream) -> tuple[str, ...]:

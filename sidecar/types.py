@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from sidecar.rates import NO_TOKENS, Left, TokenLimits
 from sidecar.secret import Secret
 
 Scope = MutableMapping[str, Any]
@@ -287,6 +288,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     pool: PoolLimits = PoolLimits()
     requests_per_minute: int | None = None
+    tokens: TokenLimits = NO_TOKENS
     concurrency: int | None = None
 
     def __repr__(self) -> str:
@@ -321,6 +323,7 @@ class Counting(Protocol):
     """The limits of one caller, provider or model (limits.Counter)."""
 
     tokens: Any  # limits of them, None where there are none: then it is its own permit
+    usual: float  # tokens of an answer that nobody has bounded
 
     def enter(self, now: float, input: int = 0, output: int = 0) -> Permit | Refused | None:
         """Leave for one request now, or not; None where it may `wait`. A refusal takes nothing.
@@ -341,6 +344,10 @@ class Counting(Protocol):
         self, now: float, rank: int, cost: float, patience: float, input: int = 0, output: int = 0
     ) -> Wait | Refused:
         """A place in the queue, unless it would wait in vain. `rank`: 0 goes first. `cost`: 0 to 1. In seconds."""
+        ...
+
+    def left(self, now: float) -> list[Left]:
+        """What there is of each rate."""
         ...
 
 

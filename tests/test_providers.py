@@ -241,14 +241,14 @@ def test_a_table_adds_to_its_row() -> None:
             drop=("metadata",),
             rename={"a": "b"},
             headers={"X-Team": "t"},
-            limits=config.Limits(requests_per_minute=5, concurrency=2),
+            limits=config.Limits(requests_per_minute=5, output_tokens_per_minute=7, concurrency=2),
             pool=config.Pool(max_connections=3, keepalive_seconds=4.0, max_age_seconds=5.0),
         ),
     )
     assert upstream.drop == {"logit_bias", "user", "store", "metadata"}
     assert upstream.rename == (("max_completion_tokens", "max_tokens"), ("seed", "random_seed"), ("a", "b"))
     assert upstream.headers == [(b"x-team", b"t")]
-    assert (upstream.requests_per_minute, upstream.concurrency) == (5, 2)
+    assert (upstream.requests_per_minute, upstream.tokens, upstream.concurrency) == (5, (None, None, 7), 2)
     assert (upstream.pool.max_connections, upstream.pool.keepalive_seconds, upstream.pool.max_age_seconds) == (3, 4, 5)
 
 

@@ -76,6 +76,12 @@ def test_a_name_of_your_own_stands_before_all_else() -> None:
     assert planned(found, "a/b:c@d") == [("openai", "m", "chat")]
 
 
+def test_a_plan_knows_by_which_name_of_models_it_goes() -> None:
+    found = routes("openai", "lab=openai-compatible", **{"fast": ("lab/m",), "gpt-*": ("openai/gpt-*",)})
+    names = {asked: find(found, asked, "chat").table for asked in ("fast", "gpt-4o", "lab/m", "o3")}
+    assert names == {"fast": "fast", "gpt-4o": "gpt-*", "lab/m": "", "o3": ""}
+
+
 def test_targets_keep_their_order_and_their_dialect() -> None:
     found = routes("openai", "anthropic", "xai", fast=("anthropic/c", "openai/g", "xai/x/y"))
     assert planned(found, "fast") == [("anthropic", "c", "messages"), ("openai", "g", "chat"), ("xai", "x/y", "chat")]

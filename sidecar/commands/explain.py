@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from sidecar import routing
 from sidecar.commands.telling import Options, fail, loaded
-from sidecar.config import Config
+from sidecar.config import Config, Limits, Model
 from sidecar.errors import SidecarError
+from sidecar.rates import KINDS
 from sidecar.types import Target
 
 
@@ -53,7 +54,7 @@ def _target(plan: routing.Plan, target: Target, config: Config) -> Iterator[str]
     if target.params:
         yield f"sets: {', '.join(f'{name} = {bytes(value).decode()}' for name, value in target.params)}"
     limits = [
-        f"{up.requests_per_minute} requests/min" if up.requests_per_minute else "",
+        *_rates(table.limits),
         f"{up.concurrency} at once" if up.concurrency else "",
         "as many at once as it takes (adaptive)" if table.limits.adaptive else "",
     ]
@@ -71,6 +72,15 @@ def _target(plan: routing.Plan, target: Target, config: Config) -> Iterator[str]
     yield f"key: {_key(target)}"
 
 
+def _rates(table: Limits | Model) -> list[str]:
+    kinds = ("requests_per_minute", *(name for name, _, _ in KINDS))
+    return [
+        f"{most} {kind.removesuffix('_per_minute').replace('_', ' ')}/min"
+        for kind in kinds
+        if (most := getattr(table, kind))
+    ]
+
+
 def _key(target: Target) -> str:
     up = target.upstream
     if up.missing_key:
@@ -83,6 +93,8 @@ def _key(target: Target) -> str:
 def _settings(plan: routing.Plan, config: Config) -> Iterator[str]:
     """What holds for the plan as a whole, each by its condition."""
     model, retry = plan.model, config.retry
+    if rates := _rates(model):
+        yield f"limits of [models.{plan.table}]: {', '.join(rates)}, of all callers together"
     if len(plan.targets) > 1:
         yield f"falls back on: {', '.join(model.fallback_on) or 'nothing'}"
     if plan.affinity is not None:

@@ -25,6 +25,7 @@ from sidecar.config.structs import (
     Store,
     Target,
     Timeouts,
+    token_limits,
 )
 
 __all__ = [
@@ -60,5 +61,6 @@ __all__ = [
     "proxies",
     "schema",
     "stamp",
+    "token_limits",
     "unshared",
 ]

@@ -123,6 +123,9 @@ class Limits(Table, frozen=True):
     """
 
     requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    input_tokens_per_minute: Rate | None = None
+    output_tokens_per_minute: Rate | None = None
     concurrency: Count | None = None
     adaptive: bool = False
 
@@ -227,6 +230,10 @@ class Model(Table, frozen=True):
     fallback_on: tuple[Cause, ...] = ("error", "timeout", "rate_limit")
     affinity_header: str | None = None
     tags: tuple[str, ...] = ()
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    input_tokens_per_minute: Rate | None = None
+    output_tokens_per_minute: Rate | None = None
     hedge_after_seconds: Seconds | None = None
     hedge_budget_percent: Percent = 5.0
     coalesce: bool = False
@@ -242,6 +249,9 @@ class Caller(Table, frozen=True):
     key: Key
     models: tuple[str, ...] = ()
     requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    input_tokens_per_minute: Rate | None = None
+    output_tokens_per_minute: Rate | None = None
     concurrency: Count | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     tags: tuple[str, ...] = ()
@@ -252,6 +262,11 @@ class Store(Table, frozen=True):
 
     url: Place = MEMORY
     tls_ca: File | None = None
+
+
+def token_limits(table: Limits | Caller | Model) -> tuple[int | None, int | None, int | None]:
+    """Tokens a minute: in and out together, in, out."""
+    return table.tokens_per_minute, table.input_tokens_per_minute, table.output_tokens_per_minute
 
 
 class OnDisconnect(Table, frozen=True):

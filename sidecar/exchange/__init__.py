@@ -3,6 +3,6 @@
 from sidecar.exchange.lane import Direct, Lane, take
 from sidecar.exchange.shared import Shared
 from sidecar.exchange.spine import STEPS, request_id, run
-from sidecar.exchange.state import Duty, Spine
+from sidecar.exchange.state import Duty, Spine, askers_of, limits_of
 
-__all__ = ["STEPS", "Direct", "Duty", "Lane", "Shared", "Spine", "request_id", "run", "take"]
+__all__ = ["STEPS", "Direct", "Duty", "Lane", "Shared", "Spine", "askers_of", "limits_of", "request_id", "run", "take"]

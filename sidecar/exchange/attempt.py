@@ -13,6 +13,7 @@ from sidecar.drive import ENOUGH
 from sidecar.errors import (
     ConcurrencyLimited,
     ProviderLimited,
+    QuotaShort,
     RateLimited,
     SidecarError,
     TargetDown,
@@ -21,6 +22,7 @@ from sidecar.errors import (
     UpstreamRedirect,
     UpstreamTimeout,
 )
+from sidecar.exchange.spending import Paying, guess, heed, pick, reserve, undo
 from sidecar.exchange.state import Attempt, Exchange, Place
 from sidecar.exchange.verdict import LEARNING, blamed, cause_in_answer, tell
 from sidecar.limits import RANKS, Counter, cost
@@ -46,15 +48,17 @@ async def begin(exchange: Exchange, target: Target) -> Attempt:
     moment = now()
     health, key = place.target, 0
     if not place.simple or health.breaker.until is not None or moment < place.keys.until[0]:
-        key = _pass(target, place, moment)
+        key = _pass(exchange, target, place, moment)
     turn = health.breaker.turn
-    decision = place.counter.enter(moment)
+    decision = place.counter.enter(moment) if not place.metered else reserve(exchange, place.counter, moment)
     if type(decision) is Counter:
         permit: Permit = decision
     else:
         permit, turn, key = await _queue_up(exchange, target, place, turn, key, decision)
     health.in_flight += 1
     attempt = exchange.attempt = Attempt(target, place, permit, turn, key, moment)
+    if place.metered:
+        attempt.permit = Paying(exchange, [permit], attempt)
     return await conclude(exchange, attempt)
 
 
@@ -69,6 +73,8 @@ async def conclude(exchange: Exchange, attempt: Attempt) -> Attempt:
         inbound = attempt.inbound = await exchange.spine.pool.send(
             outbound, deadline, target.upstream.pool, attempt.sent
         )
+        if place.sign in inbound.index or exchange.limits:
+            heed(exchange, attempt, inbound)
         if inbound.status >= 300:
             await _gather_refusal(attempt, inbound)
         elif exchange.view.stream or inbound.index.get(b"content-type", b"")[:17].lower() == _EVENTS:
@@ -80,6 +86,7 @@ async def conclude(exchange: Exchange, attempt: Attempt) -> Attempt:
         cause = attempt.cause
     except BaseException as error:
         cause = blamed(exchange, error)
+        attempt.left = not isinstance(error, SidecarError)
         attempt.close()
         raise
     finally:
@@ -92,22 +99,22 @@ async def conclude(exchange: Exchange, attempt: Attempt) -> Attempt:
     return attempt
 
 
-def _pass(target: Target, place: Place, moment: float) -> int:
-    """Past the target's breaker, with one of its provider's keys. Raises TargetDown, ProviderLimited."""
+def _pass(exchange: Exchange, target: Target, place: Place, moment: float) -> int:
+    """Past the target's breaker, with one of its provider's keys. Raises TargetDown, ProviderLimited, QuotaShort."""
     breaker = place.target.breaker
     if not breaker.enter(moment):
         raise TargetDown(
             f"{target.key} has failed too often, and is left alone for a moment",
             retry_after=breaker.retry_after(moment),
         )
-    key = place.keys.pick(moment)
-    if key is None:
-        breaker.abandon(moment, breaker.turn)
-        raise ProviderLimited(
-            f"provider {target.upstream.name} has refused its keys for now",
-            retry_after=place.keys.retry_after(moment),
-        )
-    return key
+    key, short = (place.keys.pick(moment), 0.0) if not place.quota.short else pick(exchange, place, moment)
+    if key is not None:
+        return key
+    breaker.abandon(moment, breaker.turn)
+    name = target.upstream.name
+    if short:
+        raise QuotaShort(f"provider {name} has not as much left of its limits as this request needs", retry_after=short)
+    raise ProviderLimited(f"provider {name} has refused its keys for now", retry_after=place.keys.retry_after(moment))
 
 
 async def _queue_up(
@@ -125,9 +132,9 @@ async def _queue_up(
         return permit, turn, key
     breaker.abandon(moment, turn)
     try:
-        key = _pass(target, place, moment)
+        key = _pass(exchange, target, place, moment)
     except BaseException:
-        permit.release()
+        undo(permit)
         raise
     return permit, breaker.turn, key
 
@@ -310,8 +317,10 @@ async def admit(exchange: Exchange, counter: Counting, decision: Permit | Refuse
     """Leave to go on, if need be after a bounded wait in the queue. Raises the refusal of whose limit it is."""
     if decision is None:
         moment, asking = now(), exchange.asking
+        tokens = guess(exchange).whole(counter.usual) if counter.tokens is not None else ()
         patience = min(exchange.expires, exchange.outcome.started + asking.patience) - moment
-        wait = counter.wait(moment, _rank(asking), cost(exchange.record.bytes_in, exchange.view.max_tokens), patience)
+        price = cost(exchange.record.bytes_in, exchange.view.max_tokens)
+        wait = counter.wait(moment, _rank(asking), price, patience, *tokens)
         decision = wait if isinstance(wait, Refused) else await _queue(exchange, wait)
     if isinstance(decision, Refused):
         raise _refusal(decision)
@@ -354,5 +363,6 @@ def _refusal(refused: Refused) -> SidecarError:
     words = f"{refused.limit.replace('_', ' ')} reached"
     if scope == "provider":
         return ProviderLimited(f"the limit set for provider {name}: {words}", retry_after=refused.retry_after)
-    kind = RateLimited if refused.limit == "requests_per_minute" else ConcurrencyLimited
-    return kind(f"this key's limit: {words}", retry_after=refused.retry_after)
+    kind = ConcurrencyLimited if refused.limit == "concurrency" else RateLimited
+    whose = "this key's limit" if scope == "caller" else f"the limit set for model {name}"
+    return kind(f"{whose}: {words}", retry_after=refused.retry_after)

@@ -12,6 +12,7 @@ from sidecar.dialects import DIALECTS
 from sidecar.dialects.neutral import Meter
 from sidecar.drive import Lazy
 from sidecar.errors import ErrorInAnswer, ProviderError, SidecarError, UpstreamCut, UpstreamProtocol, UpstreamTimeout
+from sidecar.exchange.spending import told
 from sidecar.exchange.state import Attempt, Exchange
 from sidecar.relay import Across, Opaque, Through, Way
 from sidecar.types import Headers, Inbound, Sink, Through as Chunks
@@ -212,6 +213,8 @@ def lines_of(exchange: Exchange, status: int, index: Mapping[bytes, bytes]) -> b
     record.status = status
     record.overhead_us = int((began - outcome.started - outcome.waited) * 1e6)
     lines = answer.lines(record, exchange.target, index)
+    if exchange.limits:
+        lines += told(exchange)
     if exchange.asking.explain:
         lines += explained(exchange)
     attempt = exchange.attempt

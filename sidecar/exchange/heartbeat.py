@@ -13,6 +13,7 @@ from typing import Final
 
 from sidecar import answer
 from sidecar.drive import Lazy
+from sidecar.exchange.spending import told
 from sidecar.exchange.state import Exchange
 from sidecar.types import Headers
 
@@ -62,7 +63,7 @@ class Heartbeat:
         exchange = self._exchange
         exchange.streaming = True
         exchange.record.status = 200
-        lines = answer.lines(exchange.record, None, {})
+        lines = answer.lines(exchange.record, None, {}) + told(exchange)
         return self._client.answer(200, [answer.EVENTS], lines, COMMENT, more=True)
 
     async def _send(self, wait: Awaitable[None]) -> None:

@@ -153,14 +153,23 @@ def _lead(asking: Asking, spine: Spine, endpoint: Endpoint, client: Client, mode
     one_key = len(upstream.auths) == 1 or not (upstream.auths or upstream.forward_caller_key or upstream.missing_key)
     if not own_words or not one_key or asking.explain or client.query or spine.stays or endpoint.model is not None:
         return None
-    outbound, _, _ = translate(target, endpoint, {}, client, asking, stream=False)
+    way = (upstream.name, target.path)
+    prepared = asking.prepared.get(way)
+    if prepared is None:
+        outbound, _, _ = translate(target, endpoint, {}, client, asking, stream=False)
+        if len(asking.prepared) >= _MOST_LEADS:
+            asking.prepared.clear()
+        prepared = asking.prepared[way] = Prepared(outbound)
     stamp = target.stamp + b"x-sidecar-attempts: 1\r\nx-sidecar-overhead-us: "
     if len(asking.leads) >= _MOST_LEADS:
         asking.leads.clear()
-    lead = asking.leads[model] = Lead(
-        plan, target, Prepared(outbound), stamp, (endpoint.path, upstream.name, target.model)
-    )
+    lead = asking.leads[model] = Lead(plan, target, prepared, stamp, (endpoint.path, upstream.name, target.model))
     return lead
+
+
+def _scarce(shape: Shape, values: tuple[bytes, ...]) -> bool:
+    """Is little left of the provider's limits, by its own word? Who comes next is to look at that."""
+    return any(len(values[at]) < digits for at, digits in shape.left)
 
 
 class Lane(msgspec.Struct, eq=False):
@@ -190,6 +199,9 @@ class Lane(msgspec.Struct, eq=False):
             return
         shape = head.shape
         if shape is None or not shape.simple or not client.plain:
+            self.leave()
+            return
+        if shape.left and _scarce(shape, head.values):
             self.leave()
             return
         data, came = connection.take(), now()

@@ -14,16 +14,20 @@ import traceback
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from sidecar import answer, request, routing
 from sidecar.clock import now
 from sidecar.dialects import DIALECTS
 from sidecar.errors import (
     ClientGone,
+    ConcurrencyLimited,
     Draining,
     ErrorInAnswer,
     InternalError,
     ModelForbidden,
     ProviderError,
+    RateLimited,
     SidecarError,
     Unsupported,
     UpstreamCut,
@@ -33,6 +37,7 @@ from sidecar.exchange.attempt import admit
 from sidecar.exchange.continuation import go_on
 from sidecar.exchange.deliver import deliver, explained, send
 from sidecar.exchange.heartbeat import Heartbeat
+from sidecar.exchange.spending import Paying, reserve, told, undo
 from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Spine
 from sidecar.exchange.tries import obtain
 from sidecar.exchange.verdict import tell_end
@@ -42,6 +47,7 @@ from sidecar.routing import Plan
 from sidecar.types import (
     Caller,
     Client,
+    Counting,
     Endpoint,
     Outcome,
     Permit,
@@ -151,8 +157,11 @@ async def _steps(exchange: Exchange, data: bytes | None) -> None:
         return await _answer_alone(exchange)
     if caller.models and "models" in members:  # OpenRouter's own fall-backs
         raise ModelForbidden("this key may use some models only, so 'models' may not name others", param="models")
-    decision = counter.enter(now())
-    permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
+    if plan.limited:
+        permit: Permit = await _admit_all(exchange, plan, counter)
+    else:
+        decision = counter.enter(now())
+        permit = decision if type(decision) is Counter else await admit(exchange, counter, decision)
     try:
         if plan.plain:
             await _answer(exchange, plan)
@@ -161,6 +170,22 @@ async def _steps(exchange: Exchange, data: bytes | None) -> None:
     finally:
         permit.release()
     return None
+
+
+async def _admit_all(exchange: Exchange, plan: Plan, caller: Counting) -> Permit:
+    """Past the limits of the caller and of the model that it asks for: tokens are reserved, and settled at the end."""
+    model = exchange.spine.models.get(plan.table)
+    exchange.limits = tuple(each for each in (caller, model) if each is not None)
+    permits: list[Permit] = []
+    try:
+        for counter in exchange.limits:
+            decision = reserve(exchange, counter, now())
+            permits.append(await admit(exchange, counter, decision))  # kept, where the next one refuses
+    except BaseException:
+        for permit in permits:
+            undo(permit)
+        raise
+    return Paying(exchange, permits)
 
 
 async def _answer_as_told(exchange: Exchange, plan: Plan) -> None:
@@ -222,6 +247,8 @@ def _plan(exchange: Exchange, caller: Caller) -> Plan | None:
         if exchange.dialect.local(exchange.members) is None:
             raise
         return None
+    if exchange.asking.asker.counter.tokens is not None or plan.table in spine.models:
+        plan = msgspec.structs.replace(plan, limited=True, plain=False)
     if len(spine.plans) >= MOST_NAMES:
         spine.plans.clear()
     spine.plans[(caller.name, model, dialect)] = plan
@@ -267,7 +294,9 @@ async def _respond(exchange: Exchange, error: SidecarError) -> None:
     if outcome.first_byte_at is None and not exchange.streaming:
         record.status = error.status
         headers, data = answer.refusal(error, exchange.dialect, record, spent=exchange.spent)
-        wait = client.answer(error.status, headers, explained(exchange), data, more=False)
+        if isinstance(error, RateLimited | ConcurrencyLimited) and not exchange.limits:
+            exchange.limits = (exchange.asking.asker.counter,)
+        wait = client.answer(error.status, headers, told(exchange) + explained(exchange), data, more=False)
     elif exchange.streaming and not outcome.complete:
         data = (
             b"" if way is not None and way.failed else exchange.dialect.write_stream_error(answer.fault(error, record))

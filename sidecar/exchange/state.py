@@ -8,20 +8,36 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar import config, routing
+from sidecar import config, quota, routing
 from sidecar.budget import Aimd, HedgeBudget, Keys, RetryBudget
+from sidecar.clock import now
 from sidecar.dialects.neutral import Dialect, Fault, Meter
 from sidecar.health import Health, TargetHealth
 from sidecar.ledger import Ledger
 from sidecar.limits import Counter, Limits
 from sidecar.pool import Pool
 from sidecar.pool.connection import Connection as Sent
+from sidecar.quota import Quota
+from sidecar.rates import NO_TOKENS, Guess
 from sidecar.relay import Across, Way
 from sidecar.request import ANONYMOUS, Asker, Asking
 from sidecar.retry import Cause
 from sidecar.routing import Plan
 from sidecar.secret import Secret
-from sidecar.types import Client, Endpoint, Envelope, Inbound, Outcome, Permit, Record, Target, Usage, View
+from sidecar.types import (
+    Caller,
+    Client,
+    Counting,
+    Endpoint,
+    Envelope,
+    Inbound,
+    Outcome,
+    Permit,
+    Record,
+    Target,
+    Usage,
+    View,
+)
 
 _UNREAD: Final = View(model="")
 _UNREAD_HEAD: Final = Asking(None, Asker(ANONYMOUS, Limits().counter("", None, None)), math.inf, True, frozenset())
@@ -34,13 +50,14 @@ NO_PLAN: Final = Plan(name="", targets=(), policy="", model=config.Model(targets
 class Duty:
     """What the process has under way, and has learned of its providers: kept over reloads."""
 
-    __slots__ = ("_budget", "active", "flights", "health", "hedges", "retries")
+    __slots__ = ("_budget", "active", "flights", "health", "hedges", "quotas", "retries")
 
     def __init__(self) -> None:
         self.health = Health(random.random)
         self.retries = RetryBudget()
         self.hedges: dict[tuple[str, float], HedgeBudget] = {}  # by the model asked for, and the percent that it allows
         self.flights: dict[bytes, Any] = {}  # exchanges that others may join (coalesce.Flight), by what was asked
+        self.quotas: dict[str, Quota] = {}  # what targets say is left of their limits, by the target's key
         self.active = 0  # exchanges
         self._budget: tuple[float, int] | None = None  # what that of retries was made of
 
@@ -50,8 +67,56 @@ class Duty:
             self._budget = (percent, minimum)
             self.retries = RetryBudget(percent, minimum)
 
+    def quota(self, target: Target) -> Quota:
+        """What a target says is left of its limits."""
+        form = quota.form(target.upstream.kind, target.dialect)
+        found = self.quotas.get(target.key)
+        if found is None or found.form is not form:
+            if len(self.quotas) >= MOST_NAMES:
+                self.quotas.clear()
+            found = self.quotas[target.key] = Quota(form)
+        return found
+
+    def stats(self) -> list[dict[str, object]]:
+        """For /status: of targets with what they have left, where that is little, and of providers."""
+        rows = self.health.stats()
+        for row in rows:
+            found = self.quotas.get(str(row.get("target")))
+            if found is not None and (left := found.stats(now())):
+                row["left"] = left
+        return rows
+
     def __repr__(self) -> str:
         return f"<Duty {self.active} active, {self.health!r}>"
+
+
+def askers_of(tables: dict[str, config.Caller], limits: Limits) -> dict[bytes, Asker]:
+    """The callers, by the SHA-256 of their keys, each with its counter."""
+    found = {}
+    for name, table in tables.items():
+        caller = Caller(
+            name=name,
+            models=table.models,
+            requests_per_minute=table.requests_per_minute,
+            concurrency=table.concurrency,
+            priority=table.priority,
+            tags=frozenset(table.tags),
+        )
+        tokens = config.token_limits(table)
+        counter = limits.counter(f"caller:{name}", table.requests_per_minute, table.concurrency, tokens)
+        if table.key.digest is not None:
+            found[table.key.digest] = Asker(caller, counter)
+    return found
+
+
+def limits_of(models: dict[str, config.Model], limits: Limits) -> dict[str, Counter]:
+    """The counters of those names in [models] that have limits."""
+    each = {name: (table.requests_per_minute, config.token_limits(table)) for name, table in models.items()}
+    return {
+        name: limits.counter(f"model:{name}", per_minute, None, tokens)
+        for name, (per_minute, tokens) in each.items()
+        if per_minute is not None or tokens != NO_TOKENS
+    }
 
 
 class Place(msgspec.Struct, eq=False):
@@ -60,8 +125,15 @@ class Place(msgspec.Struct, eq=False):
     counter: Counter  # of its provider
     aimd: Aimd | None  # of its provider, whose limit is adaptive
     target: TargetHealth
-    simple: bool  # its provider has one key, and takes as many at once as is configured
+    simple: bool  # its provider has one key, takes as many at once as is configured, and has much left
     keys: Keys  # as the target had them when this was made
+    quota: Quota  # what it says is left of its own limits
+    sign: bytes  # the header in answers that say so
+    metered: bool  # its provider has a limit of tokens
+
+    def see(self) -> None:
+        """Is what is left to be looked at?"""
+        self.simple = len(self.keys) == 1 and self.aimd is None and not self.quota.short
 
     def adapt(self) -> None:
         """Its provider's limit is what it was found to be; not any more where a reload has ended that meanwhile."""
@@ -78,6 +150,7 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
     callers: dict[bytes, Asker]  # by the SHA-256 of the key
     anonymous: Asker  # who asks where there are no callers
     providers: dict[str, Counter]  # what runs at each, by the provider's name
+    models: dict[str, Counter]  # of the names in [models] that have limits
     plans: dict[tuple[str, str, str], Plan]  # remembered, by caller, model asked for and dialect
     places: dict[str, Place]  # remembered, by the target's key
     pool: Pool
@@ -99,8 +172,11 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
         keys = max(1, len(upstream.auths))
         aimd = health.aimd(upstream.name, table.limits.adaptive)
         found = health.target(target.key, table.breaker, keys)
-        counter = self.providers[upstream.name]
-        place = self.places[target.key] = Place(counter, aimd, found, keys == 1 and aimd is None, found.keys)
+        counter, left = self.providers[upstream.name], self.duty.quota(target)
+        sign = b"" if upstream.forward_caller_key else left.form.sign  # what one caller's key has left is no other's
+        metered = counter.tokens is not None
+        place = self.places[target.key] = Place(counter, aimd, found, False, found.keys, left, sign, metered)
+        place.see()
         counter.adapt(None if aimd is None else aimd.limit)
         return place
 
@@ -127,6 +203,7 @@ class Attempt(msgspec.Struct, eq=False):
     fault: Fault | None = None  # the error that it is instead of an answer
     meter: Meter | None = None  # of what goes on as it comes
     way: Way | None = None  # of a stream
+    left: bool = False  # by its client, or for another try, before it answered
     sent: Sent | None = None  # where it has been sent already, and has not been heard of
 
     def close(self) -> None:
@@ -160,4 +237,6 @@ class Exchange(msgspec.Struct, eq=False):
     counted: bool = True  # the record is of this exchange, and of no other
     resumed: Across | None = None  # the way of a stream that broke off, and is to go on
     before: list[Usage] = []  # of what broke off
+    limits: tuple[Counting, ...] = ()  # that it is under, where some are of tokens: the client is told what is left
+    guess: Guess | None = None  # of its tokens
     spent: bool = False  # asking again is of no use now: the client is told so

@@ -17,7 +17,7 @@ from sidecar import retry, routing
 from sidecar.answer import provider_code
 from sidecar.budget import HedgeBudget
 from sidecar.clock import now
-from sidecar.errors import InternalError, PoolExhausted, ProviderLimited, SidecarError, TargetDown
+from sidecar.errors import InternalError, PoolExhausted, ProviderLimited, QuotaShort, SidecarError, TargetDown
 from sidecar.exchange.attempt import begin, conclude
 from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Place
 from sidecar.exchange.verdict import DUE
@@ -27,7 +27,7 @@ from sidecar.types import Target
 
 _HEDGE_SECONDS: Final = 1.0  # until a target's latency is known
 _EARLY: Final = 0.002  # seconds that a loop's timer may be early: too early for a key that rests
-_UNASKED: Final = (TargetDown, ProviderLimited, PoolExhausted)  # errors of ours: the provider knows of nothing
+_UNASKED: Final = (TargetDown, ProviderLimited, QuotaShort, PoolExhausted)  # of ours: the provider knows of nothing
 
 
 class Failure(msgspec.Struct):
@@ -180,7 +180,9 @@ def _wait(exchange: Exchange, target: Target, failure: Failure, number: int, *, 
     place = _place(exchange, target)
     keys, rest = place.keys, place.keys.retry_after(moment)
     if type(failure.error) in _UNASKED:
-        if not rest:  # what sheds load does so at once: only for a key anybody waits
+        if type(failure.error) is QuotaShort:
+            rest = failure.error.retry_after or 0.0
+        if not rest:  # what sheds load does so at once: only for a key, and what it has left, anybody waits
             return None
         asked = rest
     elif failure.cause == "rate_limit" and len(keys) > 1:

@@ -17,6 +17,8 @@ from sidecar.wire import headers as rules
 _MOST: Final = 1024  # orders that are kept: they are a provider's to choose, so there is a bound
 _FEW: Final = 100  # as many as any answer may have
 _ABSENT: Final = -1
+_MANY_REQUESTS: Final = 4  # digits
+_MANY_TOKENS: Final = 7
 
 
 class Shape(msgspec.Struct, frozen=True, eq=False):
@@ -33,6 +35,7 @@ class Shape(msgspec.Struct, frozen=True, eq=False):
     request_id: int  # of x-request-id, else of request-id
     both_ids: bool
     same_id: bool  # it is called x-request-id
+    left: tuple[tuple[int, int], ...]  # what is left of each limit, and the digits that it has where that is plenty
     downward: bytes  # lines for the client, with a place for each value
     pick: Callable[[tuple[bytes, ...]], Any]  # the values that go there
 
@@ -53,6 +56,13 @@ class Shapes(dict[tuple[bytes, ...], Shape]):
 
 
 SHAPES: Final = Shapes()
+
+
+def plenty(name: bytes) -> int:
+    """The digits that a header of what is left of a limit has at least, where nobody need look; 0: it is none."""
+    if b"ratelimit" not in name or b"remaining" not in name:
+        return 0
+    return _MANY_TOKENS if b"token" in name else _MANY_REQUESTS
 
 
 def _nothing(values: tuple[bytes, ...]) -> tuple[()]:
@@ -81,6 +91,7 @@ def _shape(names: tuple[bytes, ...]) -> Shape:
         request_id=second if first == _ABSENT else first,
         both_ids=_ABSENT not in (first, second),
         same_id=first != _ABSENT,
+        left=tuple((position, plenty(name)) for position, name in enumerate(names) if plenty(name)),
         downward=b"".join(b"%b: %%b\r\n" % names[position].replace(b"%", b"%%") for position in kept),
         pick=itemgetter(*kept) if kept else _nothing,
     )

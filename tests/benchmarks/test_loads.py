@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 
 from benchmarks import answers, bench_unary, openloop, streams
 
@@ -64,22 +66,47 @@ def right(body: bytes) -> bool:
     return answers.whole(body) == SAID
 
 
-def test_latency_counts_from_when_a_request_was_due() -> None:
-    """One stall of the whole server is seen by all that were due meanwhile, and not by one alone."""
+def test_a_stall_is_seen_by_all_that_were_due_meanwhile() -> None:
+    """And not only by the 64 that were sent."""
     lock = threading.Lock()
 
     def serve(sock: socket.socket, number: int) -> bool:
         with lock:
             if number == 20:
-                time.sleep(0.3)
+                time.sleep(0.6)
         sock.sendall(whole(WHOLE))
         return True
 
     with server(serve) as port:
-        measured = openloop.run(port, REQUEST, right, rate=200, seconds=0.5, limit=5)
-    assert measured.asked == 100 == len(measured.took)
+        measured = openloop.run(port, REQUEST, right, rate=300, seconds=0.5, limit=10)
+    assert measured.asked == 150 == len(measured.took)
     assert not measured.failed
-    assert sum(took > 0.1 for took in measured.took) >= 35  # of the 60 that were due in these 0.3 s, 40
+    assert sum(took > 0.15 for took in measured.took) >= 120  # the last one was due when it lasted for 0.2 s more
+
+
+def test_a_load_that_is_late_itself_is_late() -> None:
+    def serve(sock: socket.socket, number: int) -> bool:
+        sock.sendall(whole(WHOLE))
+        return True
+
+    async def late(port: int) -> openloop.Measured:
+        asyncio.get_running_loop().call_later(0.1, time.sleep, 0.4)
+        return await openloop.Load(port, REQUEST, right, limit=10).run(200, 0.4)
+
+    with server(serve) as port:
+        measured = uvloop.run(late(port))
+    assert measured.asked == 80 == len(measured.took)
+    assert sum(took > 0.1 for took in measured.took) >= 50
+
+
+def test_streams_that_never_end_are_left() -> None:
+    def serve(sock: socket.socket, number: int) -> bool:
+        sock.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(*EVENTS)[0])
+        return True
+
+    with server(serve) as port:
+        measured = streams.run(port, REQUEST, right, streams=2, each=2, limit=0.5)
+    assert measured.failed == {"wrong": 2, "unasked": 2}
 
 
 def test_each_failure_is_counted_by_its_class() -> None:
@@ -163,6 +190,7 @@ def test_a_refused_stream_does_not_hold_up_the_round() -> None:
 )
 def test_a_stream_says_what_its_events_say(cut: int, said: answers.Said | None) -> None:
     assert answers.stream(b"".join(EVENTS)) == SAID
+    assert answers.stream(b"".join(EVENTS[:-1]) + EVENTS[4]) is None  # it does not end with [DONE]
     assert answers.stream(b"".join(event for number, event in enumerate(EVENTS) if number != cut)) == said
 
 

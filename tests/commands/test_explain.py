@@ -94,6 +94,16 @@ def test_limits_keys_and_sockets_in_words() -> None:
     assert "api-version" not in "".join(explain(found, "azure/gpt-4o", "chat"))  # a query may hold a key
 
 
+def test_limits_of_tokens_and_of_names_in_words() -> None:
+    limits = config.Limits(requests_per_minute=60, tokens_per_minute=9000, input_tokens_per_minute=8000)
+    lab = Provider(kind="vllm", base_url="http://127.0.0.1:1/v1", limits=limits)
+    fast = Model(targets=("lab/m",), output_tokens_per_minute=500, requests_per_minute=3)
+    lines = explain(Config(providers={"lab": lab}, models={"fast": fast}), "fast", "chat")
+    assert "   limits: 60 requests/min, 9000 tokens/min, 8000 input tokens/min" in lines
+    assert "-  limits of [models.fast]: 3 requests/min, 500 output tokens/min, of all callers together" in lines
+    assert not [line for line in explain(configured("openai"), "openai/m", "chat") if "of all callers" in line]
+
+
 def test_weights_orders_tags_and_parameters_in_words() -> None:
     targets = (
         Target(to="openai/a", weight=3, order=1, tags=("eu", "cheap")),

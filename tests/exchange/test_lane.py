@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks import micro
 from sidecar.config import Limits
 from sidecar.exchange import lane
 from tests.faults.peer import CLOSE, REQUEST, RST, Again, Drip, RawClient, Script
@@ -275,3 +276,22 @@ async def test_nothing_is_left_to_the_garbage_collector(stream: bool, hot: bool)
         finally:
             gc.enable()
         assert max(kinds["Cycle"], kinds["Lane"], kinds["Drive"], kinds["Exchange"], kinds["Attempt"]) < 10
+
+
+async def test_models_of_one_provider_share_the_head_of_what_goes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks for a thousand models in turn pays for one head, and is served in the lane."""
+    made, prepare = [], lane.Prepared
+
+    def counted_prepare(outbound: Any) -> Any:
+        made.append(outbound.path)
+        return prepare(outbound)
+
+    monkeypatch.setattr(lane, "Prepared", counted_prepare)
+    bench = micro.Bench(micro.config(models=3, providers=2))
+    await bench.start()
+    client, pieces = bench.connect(), micro.cases()["unary"].pieces
+    for name in ("m0", "m1", "m2", "p1/a", "p1/b") * 3:
+        last = await bench.exchange(client, micro.request(stream=False, model=name), pieces)
+        assert last.startswith(b"HTTP/1.1 200 ")
+    assert made == [b"/v1/chat/completions"] * 2  # one of each provider
+    bench.close()
