@@ -23,7 +23,6 @@ from sidecar.wire.http1 import ResponseReader
 HIGH_WATER: Final = 64 * 1024  # bytes of an answer held for a relay that does not read; above it the provider is held
 _JOIN_BYTES: Final = 64 * 1024  # a smaller body goes out in one write with its head
 _LIMITS: Final = Limits()
-_LINE_END: Final = 2  # bytes
 _RESOLUTION: Final = 0.001  # seconds; of the loop's timers
 
 
@@ -53,9 +52,10 @@ class Connection(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
-        *("_alarm", "_buffer", "_deadline", "_error", "_got", "_idle", "_idle_at", "_loop", "_origin", "_owner"),
-        *("_paused", "_poll", "_reader", "_round", "_sink", "_through", "_transport", "_unsent", "_wait", "answer"),
-        *("born", "idle_since", "phase", "retire_at", "signal", "size", "uses"),
+        *("_alarm", "_even", "_buffer", "_deadline", "_error", "_got", "_idle", "_idle_at", "_loop"),
+        *("_origin", "_owner", "_paused", "_poll", "_reader", "_round", "_sink", "_through", "_transport"),
+        *("_unsent", "_wait", "answer", "born", "idle_since", "phase", "retire_at", "signal", "size"),
+        *("uses",),
     )
 
     def __init__(
@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         self.answer: ResponseHead | None = None  # its head
         self.size = 0
         self._through: Through | None = None  # who is given whole chunks before the sink is
+        self._even = False  # what has come so far ended with a chunk
         self._sink: Sink | None = None  # who is given what comes, instead of the buffer
         self._wait: Awaitable[None] | None = None  # what that one waits for
         self._idle = 0.0  # seconds between bytes, at most
@@ -133,7 +134,7 @@ class Connection(asyncio.Protocol):
         """As `Inbound.pump` of types.py."""
         if self.size and (wait := sink(self.take())) is not None:
             return wait
-        self._sink, self._through = sink, through
+        self._sink, self._through, self._even = sink, through, self._reader.between
         try:
             while self._wait is None:
                 if self._error is not None:
@@ -225,10 +226,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         through = self._through  # a stream, as nearly always: chunks of whole events
-        if through is not None and data.endswith(EVENT_END) and self._reader.between:
-            line = CHUNK_LINES[len(data)]
-            size = len(data) - len(line) - _LINE_END if data.startswith(line) else events_in_chunks(data)
-            if size > 0 and through(data, size):
+        if through is not None and self._even and data.endswith(EVENT_END):
+            line, size = CHUNK_LINES[len(data)]
+            if (data.startswith(line) or (size := events_in_chunks(data)) > 0) and through(data, size):
                 self._idle_at = self._loop.time() + self._idle
                 return
         phase = self.phase
@@ -238,6 +238,7 @@ class Connection(asyncio.Protocol):
         sink = self._sink
         if sink is not None and (piece := self._reader.piece(data)) is not None:  # a stream, as nearly always
             self._idle_at = self._loop.time() + self._idle
+            self._even = self._reader.between
             self._give(sink, piece)
             if self._sink is None:
                 self.signal.wake()
@@ -252,6 +253,7 @@ class Connection(asyncio.Protocol):
             self.signal.wake()
             return
         self._take(self._parse(data), phase)
+        self._even = self._reader.between
 
     def _take(self, events: list[Event], phase: Phase) -> None:
         """What has come, to who waits for it. `phase`: before it came."""

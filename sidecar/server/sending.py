@@ -54,12 +54,13 @@ class Sending(asyncio.Protocol):
     def flush(self) -> None:
         """Send what was written in this round."""
         data, self._unflushed = self._unflushed, b""
-        if self._more:
+        if self._bytes:
             data += b"".join(self._more)
             self._more.clear()
             self._bytes = 0
-        if data and self.transport is not None:
-            self.transport.write(data)
+        transport = self.transport
+        if data and transport is not None:
+            transport.write(data)
 
     def pause_writing(self) -> None:
         self.writable = False

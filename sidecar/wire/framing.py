@@ -241,23 +241,24 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class ChunkLines(dict[int, bytes]):
-    """The line of the one chunk that makes so many bytes, its line and both line ends included, as nearly all write it.
+class ChunkLines(dict[int, tuple[bytes, int]]):
+    """By a number of bytes the only chunk that makes them, its line and both line ends included: that line, as nearly
+    all write it, and the size of what the chunk holds.
 
     No bytes begin with what stands for a number of bytes that no chunk makes, or that is not remembered.
     """
 
-    def __missing__(self, size: int) -> bytes:
+    def __missing__(self, size: int) -> tuple[bytes, int]:
         if size > _MOST_REMEMBERED:
             return _NO_LINE
         digits = next((digits for digits in range(1, 5) if len(b"%x" % max(size - digits - 4, 0)) == digits), 0)
         length = size - digits - 4
-        line = self[size] = b"%x\r\n" % length if digits and length > 1 else _NO_LINE
-        return line
+        found = self[size] = (b"%x\r\n" % length, length) if digits and length > 1 else _NO_LINE
+        return found
 
 
 _MOST_REMEMBERED: Final = 4096  # bytes of a chunk: an event of a stream has some hundred
-_NO_LINE: Final = b"\r\n\r\n"
+_NO_LINE: Final = (b"\r\n\r\n", -1)
 CHUNK_LINES: Final = ChunkLines()
 EVENT_END: Final = b"\n\n\r\n"  # of an event of a stream, and of its chunk
 

@@ -176,10 +176,9 @@ def test_what_is_taken_for_chunks_of_events_is_nothing_else(payloads: list[bytes
     size = events_in_chunks(data)
     if not tail:
         assert size == sum(len(payload) + 2 for payload in payloads)
-    line = CHUNK_LINES[len(data)]
-    alone = data.startswith(line) and data.endswith(EVENT_END)
-    if alone:
-        assert size == len(data) - len(line) - 2
+    line, alone = CHUNK_LINES[len(data)]
+    if data.startswith(line) and data.endswith(EVENT_END):
+        assert size == alone
     if size <= 0:
         return
     reader, events = ResponseReader(Limits()), list[object]()
@@ -194,14 +193,14 @@ def test_what_is_taken_for_chunks_of_events_is_nothing_else(payloads: list[bytes
 @given(st.integers(0, 5000))
 def test_a_chunk_line_is_that_of_the_only_chunk_of_so_many_bytes(size: int) -> None:
     fitting = [length for length in range(2, size) if len(chunk(b"x" * length)) == size]
-    line = CHUNK_LINES[size]
+    line, length = CHUNK_LINES[size]
     if size > 4096 or not fitting:
         assert not chunk(b"x" * size).startswith(line)
     else:
-        assert [b"%x\r\n" % length for length in fitting] == [line]
+        assert [(b"%x\r\n" % each, each) for each in fitting] == [(line, length)]
 
 
 def test_one_byte_is_no_event() -> None:
     assert events_in_chunks(b"1\r\n\n\r\n") == -1
-    assert CHUNK_LINES[6] != b"1\r\n"
+    assert CHUNK_LINES[6][0] != b"1\r\n"
     assert events_in_chunks(b"2\r\n\n\n\r\n") == 2
