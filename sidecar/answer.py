@@ -103,3 +103,24 @@ def fault(error: SidecarError, record: Record) -> Fault:
         request_id=record.request_id,
         retry_after=error.retry_after,
     )
+
+
+def model(name: str, *, anthropic: bool) -> dict[str, object]:
+    """What GET /v1/models/NAME tells, in OpenAI's shape or in Anthropic's."""
+    if anthropic:
+        return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": name.partition("/")[0] if "/" in name else "sidecar",
+    }
+
+
+def models(names: list[str], *, anthropic: bool) -> dict[str, object]:
+    """What GET /v1/models tells, in either shape."""
+    data = [model(name, anthropic=anthropic) for name in names]
+    if anthropic:
+        ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+        return {"data": data, "has_more": False, **ends}
+    return {"object": "list", "data": data}

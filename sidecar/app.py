@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from sidecar import answer, browser, config as configuration, exchange, routing
 from sidecar.asgi import AsgiClient
+from sidecar.cache import Cache, configured
 from sidecar.config import Config
 from sidecar.dialects import DIALECTS
 from sidecar.errors import MethodNotAllowed, SidecarError, UnknownModel, UnknownPath
@@ -70,6 +71,7 @@ class Sidecar:
         self._ledger = Ledger()
         self._duty = exchange.Duty()
         self._ledger.open = False  # until open_log
+        self._cache: Cache | None = None
         self._spine = self._build(_loaded(config))
         self._guard = guard
         self._draining = False
@@ -97,6 +99,7 @@ class Sidecar:
         limits = self._limits
         limits.queue = config.queue
         self._duty.set_budget(config.retry.budget_percent, config.retry.budget_minimum)
+        self._cache = configured(config, getattr(self, "_store", None), self._cache)
         routes = routing.build(config)
         return exchange.Spine(
             config=config,
@@ -115,6 +118,7 @@ class Sidecar:
             places={},
             duty=self._duty,
             max_body_bytes=config.server.max_body_bytes,
+            cache=self._cache,
             stays=config.on_disconnect.policy == "drain",
         )
 
@@ -153,6 +157,8 @@ class Sidecar:
 
     async def aclose(self) -> None:
         """Close every connection to providers, and the log."""
+        for flight in tuple(self._duty.flights.values()):  # those that nobody follows would go on
+            flight.task.cancel()
         await self._pool.aclose()
         if self._log is not None:
             self._log.close()
@@ -192,7 +198,7 @@ class Sidecar:
         client = AsgiClient(scope, receive, send)
         return await client.serve(scope, exchange.run(self._spine, endpoint, client))
 
-    def again(self, client: Cycle, data: bytes) -> exchange.Lane | Coroutine[Any, Any, None] | None:
+    def again(self, client: Cycle, data: bytes) -> exchange.Lane | exchange.Over | Coroutine[Any, Any, None] | None:
         """Offered each request whose head has come before, with its body: what `direct` asks of it holds still."""
         asking: Asking | None = client.notes.get("asking")
         spine = self._spine
@@ -267,7 +273,8 @@ class Sidecar:
         return Response(b"ok\n", media_type="text/plain")
 
     async def _metrics(self, request: Request) -> Response:
-        return Response(self._ledger.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        more = b"" if self._cache is None else self._cache.metrics()
+        return Response(self._ledger.metrics() + more, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _status(self, request: Request) -> Response:
         identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
@@ -277,6 +284,7 @@ class Sidecar:
                 "providers": self._pool.stats(),
                 "limits": self._limits.stats(),
                 "health": self._health(),
+                "cache": {"state": "off"} if self._cache is None else {"state": "on", **self._cache.stats()},
                 "requests": self._ledger.stats(),
             }
         )
@@ -290,7 +298,7 @@ class Sidecar:
         return [row for row in rows if row.get("target", "") in named or "provider" in row]
 
     async def _models(self, request: Request) -> Response:
-        return _json(_list(self._visible(request), anthropic="anthropic-version" in request.headers))
+        return _json(answer.models(self._visible(request), anthropic="anthropic-version" in request.headers))
 
     async def _model(self, request: Request) -> Response:
         wanted = request.path_params["model"]
@@ -298,7 +306,7 @@ class Sidecar:
             raise UnknownModel(
                 f"the model {wanted!r} is not configured here; GET /v1/models lists what is", param="model"
             )
-        return _json(_entry(wanted, anthropic="anthropic-version" in request.headers))
+        return _json(answer.model(wanted, anthropic="anthropic-version" in request.headers))
 
     def _visible(self, request: Request) -> list[str]:
         caller, _ = identify(self._spine.callers, request.scope["headers"], self._spine.anonymous)
@@ -328,25 +336,6 @@ def _azure(path: str) -> Endpoint | None:
 
 def _json(value: object) -> Response:
     return Response(body.encode(value), media_type="application/json", headers={"cache-control": "private, no-store"})
-
-
-def _entry(name: str, *, anthropic: bool) -> dict[str, object]:
-    if anthropic:
-        return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": name.partition("/")[0] if "/" in name else "sidecar",
-    }
-
-
-def _list(names: list[str], *, anthropic: bool) -> dict[str, object]:
-    data = [_entry(name, anthropic=anthropic) for name in names]
-    if anthropic:
-        ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
-        return {"data": data, "has_more": False, **ends}
-    return {"object": "list", "data": data}
 
 
 # -- errors of cold routes, in the same words as the spine's

@@ -59,7 +59,7 @@ class Histogram:
 class Series:
     """Numbers of exchanges that share endpoint, provider and model."""
 
-    __slots__ = ("bytes_in", "bytes_out", "first_byte", "overhead", "requests", "seconds", "tokens")
+    __slots__ = ("bytes_in", "bytes_out", "first_byte", "overhead", "requests", "saved", "seconds", "tokens")
 
     def __init__(self) -> None:
         self.requests: dict[tuple[int, str], int] = {}  # by status and error code
@@ -67,6 +67,7 @@ class Series:
         self.first_byte = Histogram(SECONDS)
         self.overhead = Histogram(MICROSECONDS)
         self.tokens = [0, 0, 0, 0]  # input, output, cached, reasoning
+        self.saved = [0, 0]  # input, output: of what our own cache answered
         self.bytes_in = self.bytes_out = 0
 
     def count(self, outcome: tuple[int, str], records: list[Record]) -> None:
@@ -82,15 +83,18 @@ class Series:
         self.overhead.add(list(overhead))
         self.bytes_in += sum(bytes_in)
         self.bytes_out += sum(bytes_out)
+        for number, column in enumerate(columns[9:]):
+            self.saved[number] += sum(filter(None, column))
         if None in told:
             columns = list(zip(*[row for row in rows if row[5] is not None], strict=True))
-        for number, column in enumerate(columns[5:]):
+        for number, column in enumerate(columns[5:9]):
             self.tokens[number] += sum(filter(None, column))
 
 
 _NUMBERS = attrgetter(
     *("seconds", "first_byte_seconds", "overhead_us", "bytes_in", "bytes_out"),
     *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens"),
+    *("saved_input_tokens", "saved_output_tokens"),
 )
 _KIND = attrgetter("endpoint", "provider", "model", "status", "error")
 
@@ -159,6 +163,8 @@ class Ledger:
             "total": sum(sum(each.requests.values()) for each in series),
             "input_tokens": sum(each.tokens[0] for each in series),
             "output_tokens": sum(each.tokens[1] for each in series),
+            "saved_input_tokens": sum(each.saved[0] for each in series),
+            "saved_output_tokens": sum(each.saved[1] for each in series),
             "log_lines_dropped": self.dropped,
         }
 
@@ -176,6 +182,11 @@ class Ledger:
                 out, f"{name}_tokens_total", "counter", f"Tokens as counted by the provider: {name.replace('_', ' ')}."
             )
             out += [f"sidecar_{name}_tokens_total{{{labels}}} {series.tokens[index]}" for labels, series in rows]
+        for name, index in (("input", 0), ("output", 1)):
+            _family(
+                out, f"saved_{name}_tokens_total", "counter", f"Tokens of answers out of our own cache: {name}."
+            )
+            out += [f"sidecar_saved_{name}_tokens_total{{{labels}}} {series.saved[index]}" for labels, series in rows]
         for name in ("bytes_in", "bytes_out"):
             _family(
                 out,

@@ -42,9 +42,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fallback_on: frozenset[str]
     affinity: bytes | None = None  # the header that a session is known by, in lower case
     skipped: tuple[str, ...] = ()  # why what is missing here is missing
+    cache_seconds: float = 0.0  # that its answers are given again; 0: they are not cached
     table: str = ""  # the name in [models] that it goes by, where there is one
     limited: bool = False  # its caller has limits of tokens, or its table has limits of any kind
-    plain: bool = True  # its answers are neither shared nor kept alive with comments
+    plain: bool = True  # its answers are neither shared, nor cached, nor kept alive with comments
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,7 @@ class Routes(msgspec.Struct, frozen=True, kw_only=True):
     patterns: tuple[Pattern, ...]  # those with the longest text before their `*` first
     tags: dict[str, tuple[str, ...]]  # of each upstream
     plans: dict[tuple[str, str, frozenset[str]], Plan]  # remembered, by name, dialect and the caller's tags
+    cache_seconds: float = 0.0  # of models that say nothing themselves
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -95,6 +97,7 @@ def build(settings: config.Config) -> Routes:
         patterns=tuple(patterns),
         tags={name: table.tags for name, table in settings.providers.items()},
         plans={},
+        cache_seconds=settings.cache.ttl_seconds or 0.0,
     )
 
 
@@ -223,7 +226,8 @@ def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Pla
         raise ModelForbidden(f"this key may use the model {asked!r} at no provider that serves it", param="model")
     if not targets:
         raise Unsupported("; ".join(skipped), param="model")
-    header = model.affinity_header
+    header, cached = model.affinity_header, model.cache_ttl_seconds
+    cache_seconds = routes.cache_seconds if cached is None else cached
     return Plan(
         name=asked,
         table=table,
@@ -233,7 +237,8 @@ def _plan(routes: Routes, asked: str, dialect: str, tags: frozenset[str]) -> Pla
         fallback_on=frozenset(model.fallback_on),
         affinity=header.lower().encode() if header is not None else None,
         skipped=tuple(skipped),
-        plain=not model.coalesce and model.keepalive_comment_seconds is None,
+        cache_seconds=cache_seconds,
+        plain=not model.coalesce and not cache_seconds and model.keepalive_comment_seconds is None,
     )
 
 

@@ -261,6 +261,9 @@ class Record(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     continued: int = 0  # times that another target went on with a stream that had broken off
+    cache: str = "off"  # hit, stale, miss, coalesced; renew: asked for behind one that was stale
+    saved_input_tokens: int | None = None  # of a cached answer: nobody was asked for them again
+    saved_output_tokens: int | None = None
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):

@@ -108,7 +108,9 @@ async def test_operations(app: Sidecar) -> None:
         assert (answer.status, answer.body) == (200, b"ok\n")
     metrics = await ask(app, "GET", "/metrics")
     assert metrics.get(b"content-type") == b"text/plain; version=0.0.4; charset=utf-8"
-    assert set((await ask(app, "GET", "/status")).json) == {"draining", "providers", "limits", "health", "requests"}
+    assert set((await ask(app, "GET", "/status")).json) == {
+        *("draining", "providers", "limits", "health", "cache", "requests")
+    }
     app.drain()
     answer = await ask(app, "GET", "/readyz")
     assert (answer.status, answer.get(b"retry-after")) == (503, b"1")

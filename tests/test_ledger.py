@@ -139,6 +139,9 @@ def test_a_line_is_json_with_what_is_known_and_no_more() -> None:
         "cached_tokens": 2,
         "reasoning_tokens": 1,
         "continued": 0,
+        "cache": "off",
+        "saved_input_tokens": None,
+        "saved_output_tokens": None,
     }
     assert ledger.drain() == b""
 
@@ -166,4 +169,27 @@ def test_the_queue_is_bounded_and_what_was_dropped_is_counted() -> None:
 def test_numbers_for_people() -> None:
     ledger = Ledger()
     ledger.record(record())
-    assert ledger.stats() == {"total": 1, "input_tokens": 7, "output_tokens": 3, "log_lines_dropped": 0}
+    assert ledger.stats() == {
+        "total": 1,
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "saved_input_tokens": 0,
+        "saved_output_tokens": 0,
+        "log_lines_dropped": 0,
+    }
+
+
+def test_tokens_out_of_the_cache_are_saved_and_not_spent() -> None:
+    ledger = Ledger()
+    ledger.record(record())
+    nothing = {"input_tokens": None, "output_tokens": None, "cached_tokens": None, "reasoning_tokens": None}
+    for cached in (5, None, 6):
+        ledger.record(record(**nothing, cache="hit", saved_input_tokens=cached, saved_output_tokens=cached))
+    told = ledger.stats()
+    assert (told["input_tokens"], told["output_tokens"]) == (7, 3)
+    assert (told["saved_input_tokens"], told["saved_output_tokens"]) == (11, 11)
+    text = ledger.metrics().decode()
+    labels = 'endpoint="/v1/chat/completions",provider="openai",model="gpt-4o-mini"'
+    assert f"sidecar_input_tokens_total{{{labels}}} 7\n" in text
+    assert f"sidecar_saved_input_tokens_total{{{labels}}} 11\n" in text
+    assert f"sidecar_saved_output_tokens_total{{{labels}}} 11\n" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Final, Protocol
 from sidecar.cache.entry import Entry
 from sidecar.cache.fit import REASONS
 from sidecar.clock import now
+from sidecar.config import Config
 
 MOST_BYTES: Final = 16 * 1024 * 1024  # of one answer, whatever there is room for
 RESULTS: Final = ("hit", "stale", "miss", "coalesced")
@@ -39,25 +41,21 @@ class Store(Protocol):
 class Cache:
     """One for a process, kept over reloads. `find` asks a store that is this process's memory, without waiting."""
 
-    __slots__ = ("_results", "_uncached", "find", "most_bytes", "store")
+    __slots__ = ("_uncached", "find", "most_bytes", "results", "store")
 
     def __init__(self, store: Store, max_bytes: int) -> None:
         self.store = store
         self.find: Callable[[bytes, float], Any] | None = getattr(store, "find", None)
         self.most_bytes = most(max_bytes)
-        self._results: Counter[str] = Counter()
+        self.results = dict.fromkeys(RESULTS, 0)  # how requests fared that may be cached: counted by whoever sees it
         self._uncached: Counter[str] = Counter()
 
     def resize(self, max_bytes: int) -> None:
         self.most_bytes = most(max_bytes)
         self.store.resize(max_bytes)
 
-    def count(self, result: str) -> None:
-        """How a request fared that may be cached: one of RESULTS."""
-        self._results[result] += 1
-
     def uncached(self, reason: str) -> None:
-        """Why one is not, or its answer was not kept: one of fit.REASONS."""
+        """Why a request is not cached, or its answer not kept: one of fit.REASONS."""
         self._uncached[reason] += 1
 
     async def lookup(self, keys: Sequence[bytes]) -> Sequence[Entry | None]:
@@ -71,7 +69,7 @@ class Cache:
         """For /status."""
         return {
             **self.store.stats(),
-            **{name: self._results[name] for name in RESULTS},
+            **self.results,
             "uncached": {reason: self._uncached[reason] for reason in REASONS if self._uncached[reason]},
         }
 
@@ -80,7 +78,7 @@ class Cache:
         lines = [
             "# HELP sidecar_cache_requests_total Requests that may be cached, by how they fared.",
             "# TYPE sidecar_cache_requests_total counter",
-            *(f'sidecar_cache_requests_total{{result="{name}"}} {self._results[name]}' for name in RESULTS),
+            *(f'sidecar_cache_requests_total{{result="{name}"}} {self.results[name]}' for name in RESULTS),
             "# HELP sidecar_cache_uncached_total Requests or answers that were not cached, by the reason.",
             "# TYPE sidecar_cache_uncached_total counter",
             *(f'sidecar_cache_uncached_total{{reason="{name}"}} {self._uncached[name]}' for name in REASONS),
@@ -92,6 +90,22 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache {self.store!r}>"
+
+
+def configured(config: Config, client: object | None, present: Cache | None) -> Cache | None:
+    """The cache that a configuration asks for: the present one, where that will do. None: nothing is cached.
+
+    `client`: of the Redis that it is to be in (remote.Bytes), instead of memory.
+    """
+    if not any((config.cache.ttl_seconds, *(model.cache_ttl_seconds for model in config.models.values()))):
+        return None
+    if present is not None:
+        present.resize(config.cache.max_bytes)
+        return present
+    kind = "memory" if client is None else "remote"
+    module = importlib.import_module(f"sidecar.cache.{kind}")  # aiocache costs time, and most have no cache
+    made: Cache = module.build(config.cache.max_bytes, client)
+    return made
 
 
 def most(max_bytes: int) -> int:

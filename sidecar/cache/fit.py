@@ -16,7 +16,6 @@ DIALECTS: Final = frozenset(("chat", "completions", "embeddings", "messages", "r
 # Why a request was not answered from the cache, or its answer not kept: a closed vocabulary, for /status and explain.
 REASONS: Final = {
     "asked": "the request says x-sidecar-cache: off",
-    "never": "no time to live is configured for the model",
     "dialect": "answers of this endpoint are not cached",
     "temperature": "its temperature is above temperature_max (without one it counts as 1)",
     "stateful": "the provider is to remember it (store, background, conversation)",
@@ -29,8 +28,7 @@ REASONS: Final = {
     "odd": "the answer is not of the shape that its API describes",
 }
 _STATEFUL: Final = frozenset(("store", "background", "conversation"))
-_HOTTEST: Final = 2.0  # that any provider takes: a bound that is not under it bounds nothing
-_LONG_BYTES: Final = 128 * 1024
+HOTTEST: Final = 2.0  # that any provider takes: a bound that is not under it bounds nothing
 _NOTHING: Final = (b"false", b"null")
 _FILTERED: Final = re.compile(
     rb'"(?:finish_reason|stop_reason|reason)"\s*:\s*"(?:content_filter|refusal|safety)"', re.IGNORECASE
@@ -69,7 +67,7 @@ def unfit(dialect: str, members: Envelope, most: float, targets: Iterable[Target
         return "dialect"
     if not _STATEFUL.isdisjoint(members) and any(_says(members.get(name)) for name in _STATEFUL):
         return "stateful"
-    if most < _HOTTEST and dialect != "embeddings" and temperature(members, targets) > most:
+    if most < HOTTEST and dialect != "embeddings" and temperature(members, targets) > most:
         return "temperature"
     return ""
 
@@ -112,12 +110,15 @@ def scope(parts: Iterable[object], headers: Headers, targets: Iterable[Target]) 
     return hashlib.sha256(repr((list(parts), told, asked)).encode()).digest()
 
 
-def key(within: bytes, members: Envelope) -> bytes:
-    """Of a request, by its scope and its members in the order of their names, each value as it was written."""
-    if sum(map(len, members.values())) < _LONG_BYTES:
+def key(within: bytes, members: Envelope, *, long: bool) -> bytes:
+    """Of a request, by its scope and its members in the order of their names, each value as it was written.
+
+    `long`: it is not copied to be looked at.
+    """
+    if not long:
         return hashlib.sha256(within + _sorted.encode(members)).digest()
     digest = hashlib.sha256(within)
-    for name in sorted(members):  # without a copy of what is long
+    for name in sorted(members):
         digest.update(b"%b:%d:" % (name.encode(), len(members[name])))
         digest.update(members[name])
     return digest.digest()

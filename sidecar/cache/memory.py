@@ -174,7 +174,7 @@ def _size(value: Any) -> int:
     return size if type(size) is int else OVERHEAD + sys.getsizeof(value)
 
 
-def build(max_bytes: int) -> Cache:
+def build(max_bytes: int, client: None = None) -> Cache:
     """A cache in memory.
 
     glibc is told to keep to its threshold of 128 KiB, from which on each block is mapped by itself and given back at

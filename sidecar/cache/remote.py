@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from aiocache.base import BaseCache
 
 from sidecar.cache import entry
-from sidecar.cache.cache import most
+from sidecar.cache.cache import Cache, most
 from sidecar.cache.entry import Entry
 
 PREFIX: Final = b"sidecar:cache:1:"  # the number is of the form of what is kept
@@ -119,3 +119,8 @@ async def _aside(work: Callable[[bytes], Any], data: bytes) -> Any:
     if len(data) < _THREAD_BYTES:
         return work(data)
     return await asyncio.get_running_loop().run_in_executor(None, work, data)
+
+
+def build(max_bytes: int, client: Bytes) -> Cache:
+    """A cache in Redis."""
+    return Cache(Remote(client, max_bytes), max_bytes)

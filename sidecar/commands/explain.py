@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from sidecar import routing
+from sidecar.cache import fit
 from sidecar.commands.telling import Options, fail, loaded
 from sidecar.config import Config, Limits, Model
 from sidecar.errors import SidecarError
@@ -37,6 +38,7 @@ def explain(config: Config, asked: str, dialect: str) -> list[str]:
         lines.append(f"{number}. {target.key}  {way}, {where}{up.paths[target.dialect].partition('?')[0]}")
         lines += [f"   {line}" for line in _target(plan, target, config)]
     lines += [f"-  {line}" for line in _settings(plan, config)]
+    lines.append(f"-  cache: {_cache(plan, config, dialect)}")
     lines += [f"-  skipped: {why}" for why in plan.skipped]
     return lines
 
@@ -88,6 +90,24 @@ def _key(target: Target) -> str:
     if len(up.auths) > 1:
         return f"{len(up.auths)} in turn"
     return "the callers own" if up.forward_caller_key else "set" if up.auth else "none needed"
+
+
+def _cache(plan: routing.Plan, config: Config, dialect: str) -> str:
+    """Whether answers are cached, for how long, and which are not; or why none is."""
+    settings, seconds = config.cache, plan.cache_seconds
+    if not seconds:
+        never = plan.model.cache_ttl_seconds == 0
+        return f"off: {'cache_ttl_seconds of the model is 0' if never else '[cache] has no ttl_seconds'}"
+    if dialect not in fit.DIALECTS:
+        return f"off: {fit.REASONS['dialect']}"
+    hottest = settings.temperature_max
+    told = [f"answers are given again for {seconds:g} s"]
+    if settings.stale_seconds and dialect != "embeddings":
+        told.append(f"then for {settings.stale_seconds:g} s while a new one is asked for")
+    if hottest < fit.HOTTEST and dialect != "embeddings":
+        unsaid = " (without one it is 1)" if hottest < 1 else ""
+        told.append(f"those to a temperature above {hottest:g} are not{unsaid}")
+    return "; ".join(told)
 
 
 def _settings(plan: routing.Plan, config: Config) -> Iterator[str]:

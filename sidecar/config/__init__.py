@@ -10,6 +10,7 @@ from sidecar.config.stores import MEMORY, Place, place
 from sidecar.config.structs import (
     KEY_VARIABLES,
     Breaker,
+    Cache,
     Caller,
     Config,
     Key,
@@ -32,6 +33,7 @@ __all__ = [
     "KEY_VARIABLES",
     "MEMORY",
     "Breaker",
+    "Cache",
     "Caller",
     "Config",
     "ConfigError",

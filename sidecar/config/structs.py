@@ -237,6 +237,7 @@ class Model(Table, frozen=True):
     hedge_after_seconds: Seconds | None = None
     hedge_budget_percent: Percent = 5.0
     coalesce: bool = False
+    cache_ttl_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
     continuation: bool = False
     keepalive_comment_seconds: Seconds | None = None
     commit_bytes: Annotated[int, Meta(ge=0, le=16 * 1024 * 1024)] = 65536
@@ -269,6 +270,16 @@ def token_limits(table: Limits | Caller | Model) -> tuple[int | None, int | None
     return table.tokens_per_minute, table.input_tokens_per_minute, table.output_tokens_per_minute
 
 
+class Cache(Table, frozen=True):
+    """[cache]: whole, good answers are given again. `ttl_seconds`: absent = off, but for models that have their own."""
+
+    ttl_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
+    stale_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
+    max_bytes: Annotated[int, Meta(ge=1024 * 1024, le=1024**4)] = 64 * 1024 * 1024
+    temperature_max: Annotated[float, Meta(ge=0, le=2)] = 2.0
+    replay: Literal["at-once", "recorded"] = "at-once"
+
+
 class OnDisconnect(Table, frozen=True):
     """[on_disconnect]: what becomes of an answer whose client has left."""
 
@@ -294,6 +305,7 @@ class Config(Table, frozen=True):
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
     queue: Queue = Queue()
+    cache: Cache = Cache()
     store: Store = Store()
     on_disconnect: OnDisconnect = OnDisconnect()
     log: Log = Log()

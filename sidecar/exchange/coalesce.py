@@ -28,7 +28,7 @@ MOST_BYTES: Final = (
 _PIECE: Final = 256 * 1024  # bytes that a follower is given at once
 # Headers that differ from one try of a client to the next and change nothing of the answer.
 _VOLATILE: Final = (b"x-stainless-", b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"idempotency-key")
-_MADE: Final = b"x-sidecar-cache: off\r\n"
+_MADE: Final = (b"x-sidecar-cache: off\r\n", b"x-sidecar-cache: miss\r\n")
 _JOINED: Final = b"x-sidecar-cache: coalesced\r\n"
 
 Fly = Callable[[Exchange], Coroutine[Any, Any, None]]
@@ -43,9 +43,12 @@ class Follower(msgspec.Struct, eq=False):
 
 
 class Flight:
-    """The client (types.Client) of the exchange that asks. It keeps what it is answered, for those who follow."""
+    """The client (types.Client) of the exchange that asks. It keeps what it is answered, for those who follow.
 
-    def __init__(self, first: Exchange, fly: Fly) -> None:
+    `alone`: it is an exchange of its own, which is counted whoever follows: nobody may.
+    """
+
+    def __init__(self, first: Exchange, fly: Fly, *, alone: bool = False) -> None:
         like, loop = first.client, asyncio.get_running_loop()
         self.headers, self.index, self.query = like.headers, like.index, like.query
         self.notes: dict[str, Any] = {}
@@ -59,7 +62,7 @@ class Flight:
         self._dropped = 0  # pieces before these, that are not kept any more
         self._followers: set[Follower] = set()
         self._room = Signal(loop)
-        self._untold = True  # what was used is in nobody's record
+        self._untold = not alone  # what was used is in nobody's record
         self._exchange = msgspec.structs.replace(
             first,
             client=self,
@@ -67,7 +70,7 @@ class Flight:
             outcome=Outcome(first.outcome.started),
             trail=[],
             before=[],
-            counted=False,  # those who follow are
+            counted=alone,  # else those who follow are
         )
         self.task = loop.create_task(fly(self._exchange))
 
@@ -168,7 +171,8 @@ class Flight:
         exchange.streaming = self._exchange.streaming
         headers, lines = self._head
         if joined:
-            lines = lines.replace(_MADE, _JOINED)
+            for made in _MADE:
+                lines = lines.replace(made, _JOINED)
             ours, theirs = exchange.record.request_id, self._exchange.record.request_id
             lines = lines.replace(theirs.encode(), ours.encode())
         return client.answer(self._status, headers, lines, data, more=more)
@@ -207,9 +211,16 @@ async def join(exchange: Exchange, fly: Fly) -> None:
     key = _key(exchange)
     flight: Flight | None = flights.get(key)
     if flight is not None and flight.open:
+        exchange.record.cache = "coalesced"
         await flight.follow(exchange, joined=True)
         return
-    made = flights[key] = Flight(exchange, fly)
+    await begin(exchange, key, fly).follow(exchange, joined=False)
+
+
+def begin(exchange: Exchange, key: bytes, fly: Fly, *, alone: bool = False) -> Flight:
+    """A flight, kept by its key until it has landed. Only of one that is `alone` need nobody follow."""
+    flights = exchange.spine.duty.flights
+    made = flights[key] = Flight(exchange, fly, alone=alone)
 
     def landed(_: object) -> None:
         if flights.get(key) is made:
@@ -217,7 +228,7 @@ async def join(exchange: Exchange, fly: Fly) -> None:
         made.wake()
 
     made.task.add_done_callback(landed)
-    await made.follow(exchange, joined=False)
+    return made
 
 
 def _key(exchange: Exchange) -> bytes:

@@ -9,7 +9,7 @@ then is not done again. So it decides nothing: it is the spine's usual case, and
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -17,7 +17,9 @@ from sidecar.answer import ids_of
 from sidecar.clock import now
 from sidecar.dialects import DIALECTS
 from sidecar.errors import SidecarError
+from sidecar.exchange import cached
 from sidecar.exchange.attempt import HELD_BYTES
+from sidecar.exchange.hits import Direct, Over, give_at_once
 from sidecar.exchange.spine import proceed, request_id, run
 from sidecar.exchange.state import Attempt, Exchange, Place, Spine
 from sidecar.pool.connection import Connection, Phase, Stale
@@ -32,23 +34,6 @@ from sidecar.wire.shapes import Shape
 _MOST_LEADS: Final = 64  # models that one head is remembered to have asked for
 
 
-class Direct(Client, Protocol):
-    """A request on a connection of our own server."""
-
-    @property
-    def plain(self) -> bool:
-        """Its client is there, takes what it is sent, and may be answered without a decision."""
-        ...
-
-    def finish_with(self, lines: bytes, data: bytes) -> None:
-        """All of an answer whose status is 200, and the end. `lines`: of its headers."""
-        ...
-
-    def follow(self, work: Coroutine[Any, Any, None]) -> Any:
-        """Go on with a coroutine. Answers the Drive that runs it."""
-        ...
-
-
 class Lead(msgspec.Struct, frozen=True, eq=False):
     """Where a model leads that a head asks for, and what is the same for each request that goes there."""
 
@@ -59,7 +44,7 @@ class Lead(msgspec.Struct, frozen=True, eq=False):
     names: tuple[str, str, str]  # endpoint, provider and model, for the record
 
 
-def take(spine: Spine, asking: Asking, client: Direct, data: bytes) -> Lane | Coroutine[Any, Any, None]:
+def take(spine: Spine, asking: Asking, client: Direct, data: bytes) -> Lane | Over | Coroutine[Any, Any, None]:
     """Serve a request whose head has been read before: here if it is plain, else by the spine. `data`: its body."""
     endpoint, size = asking.endpoint, len(data)
     assert endpoint is not None
@@ -69,7 +54,7 @@ def take(spine: Spine, asking: Asking, client: Direct, data: bytes) -> Lane | Co
     return run(spine, endpoint, client, data) if lane is None else lane
 
 
-def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, data: bytes) -> Lane | None:
+def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, data: bytes) -> Lane | Over | None:
     """Send what is asked for to where it leads, if nothing stands in the way; else nothing has been done."""
     dialect, hide_usage = DIALECTS[endpoint.dialect], False
     try:
@@ -77,7 +62,8 @@ def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, dat
         view = dialect.read_view(members)
         lead = asking.leads.get(view.model) or _lead(asking, spine, endpoint, client, view.model)
         if lead is None or "models" in members:
-            return None
+            hit = cached.at_once(asking, spine, endpoint, client, members, view, len(data))
+            return None if hit is None else give_at_once(asking, spine, endpoint, client, view, hit, request_id())
         target = lead.target
         sent = members.copy()
         sent["model"] = target.raw_model

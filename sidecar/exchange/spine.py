@@ -32,7 +32,7 @@ from sidecar.errors import (
     Unsupported,
     UpstreamCut,
 )
-from sidecar.exchange import coalesce
+from sidecar.exchange import cached, coalesce
 from sidecar.exchange.attempt import admit
 from sidecar.exchange.continuation import go_on
 from sidecar.exchange.deliver import deliver, explained, send
@@ -62,6 +62,7 @@ STEPS: Final = (
     "decode",  # the envelope only: what policy checks is what is forwarded
     "route",  # a name becomes a plan; an unknown one costs no limit
     "admit caller",  # the caller's own limits, before anything is spent on its behalf
+    "cache",  # after the caller's limits, which a hit spends too; before a provider's, which it does not
     "admit provider",  # each attempt's: a full provider sends the request on to the next
     "translate",  # into the target's words, or the envelope rebuilt when it speaks the client's
     "send",  # through the one pool
@@ -189,9 +190,13 @@ async def _admit_all(exchange: Exchange, plan: Plan, caller: Counting) -> Permit
 
 
 async def _answer_as_told(exchange: Exchange, plan: Plan) -> None:
-    """As the model's options say: with others who ask the same, with comments while there is nothing else."""
-    model = plan.model
+    """As the model's options say: out of the cache, with others who ask the same, with comments meanwhile."""
+    model, cache = plan.model, exchange.spine.cache
     serve = _answer_slowly if model.keepalive_comment_seconds is not None and exchange.view.stream else _answer
+    if cache is not None and plan.cache_seconds:
+        done = await cached.answered(exchange, cache, plan, lambda alike: serve(alike, plan), _finish)
+        if done:
+            return
     if model.coalesce and exchange.asking.share:
         await coalesce.join(exchange, lambda alike: _finish(alike, serve(alike, plan)))
     else:

@@ -10,6 +10,7 @@ import msgspec
 
 from sidecar import config, quota, routing
 from sidecar.budget import Aimd, HedgeBudget, Keys, RetryBudget
+from sidecar.cache import Cache
 from sidecar.clock import now
 from sidecar.dialects.neutral import Dialect, Fault, Meter
 from sidecar.health import Health, TargetHealth
@@ -158,6 +159,7 @@ class Spine(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Ledger
     duty: Duty
     max_body_bytes: int
+    cache: Cache | None = None  # where any model's answers are cached
     stays: bool = False  # an answer is read to its end although its client has left
 
     def __repr__(self) -> str:

@@ -64,7 +64,7 @@ def test_what_fits(dialect: str, asked: dict[str, Any], most: float, said: tuple
 
 def test_the_order_of_members_is_no_difference_and_their_spelling_is_one() -> None:
     def key(data: bytes, within: bytes = b"w") -> bytes:
-        return fit.key(within, body.envelope(data))
+        return fit.key(within, body.envelope(data), long=False)
 
     one = key(b'{"model":"m","n":1,"messages":[]}')
     assert key(b' {"messages" : [],"model":"m", "n":1}') == one
@@ -89,10 +89,10 @@ bodies = st.dictionaries(st.text(max_size=4), json, max_size=5)
 
 
 @settings(max_examples=40)
-@given(bodies, bodies)
-def test_two_requests_have_one_key_only_if_they_are_one(one: dict[str, Any], other: dict[str, Any]) -> None:
+@given(bodies, bodies, st.booleans())
+def test_two_requests_have_one_key_only_if_they_are_one(one: dict[str, Any], other: dict[str, Any], long: bool) -> None:
     def key(asked: dict[str, Any]) -> bytes:
-        return fit.key(b"w", body.envelope(msgspec.json.encode(asked)))
+        return fit.key(b"w", body.envelope(msgspec.json.encode(asked)), long=long)
 
     same = {name: msgspec.json.encode(value) for name, value in one.items()} == {
         name: msgspec.json.encode(value) for name, value in other.items()
@@ -101,12 +101,14 @@ def test_two_requests_have_one_key_only_if_they_are_one(one: dict[str, Any], oth
 
 
 def test_long_requests_are_told_apart_in_the_same_way() -> None:
-    long = "x" * 200_000
-    one = fit.key(b"w", members(a=long, b="y"))
-    assert fit.key(b"w", dict(sorted(members(a=long, b="y").items(), reverse=True))) == one
-    for other in (members(a=long, b="z"), members(b=long, a="y"), members(a=f"{long}y", b=""), members(a=long)):
-        assert fit.key(b"w", other) != one
-    assert fit.key(b"v", members(a=long, b="y")) != one
+    def key(within: bytes, **asked: str) -> bytes:
+        return fit.key(within, members(**asked), long=True)
+
+    text = "x" * 200_000
+    one = key(b"w", a=text, b="y")
+    assert key(b"w", b="y", a=text) == one
+    others = {key(b"w", a=text, b="z"), key(b"w", b=text, a="y"), key(b"w", a=f"{text}y", b=""), key(b"w", a=text)}
+    assert len(others | {one, key(b"v", a=text, b="y"), fit.key(b"w", members(a=text, b="y"), long=False)}) == 7
 
 
 HEADERS: Headers = [(b"anthropic-beta", b"a"), (b"x-own", b"1")]

@@ -70,6 +70,7 @@ def test_a_plan_in_words() -> None:
         "-  retries: 1 at the same target, after up to 0.25 s, doubled each time up to 4 s, or as the provider says"
         " up to 5 s; at most 20 % of the requests under way, and 3 always",
         "-  held: until the first content, 65536 bytes or 30 s",
+        "-  cache: off: [cache] has no ttl_seconds",
         "-  skipped: provider voyage does not serve chat",
     ]
     with pytest.raises(UnknownModel):
@@ -179,3 +180,32 @@ def test_a_wildcard_and_no_retries_in_words() -> None:
     assert lines[1].startswith("1. openai/gpt-4o ")
     assert lines[2] == '   why: target of [models."gpt-*"]'
     assert not [line for line in lines if "retries" in line]
+
+
+@pytest.mark.parametrize(
+    ("cache", "own", "dialect", "told"),
+    [
+        ({}, None, "chat", "off: [cache] has no ttl_seconds"),
+        ({"ttl_seconds": 60}, 0, "chat", "off: cache_ttl_seconds of the model is 0"),
+        ({"ttl_seconds": 60}, None, "chat", "answers are given again for 60 s"),
+        ({}, 90, "embeddings", "answers are given again for 90 s"),
+        ({"ttl_seconds": 60, "stale_seconds": 5}, None, "embeddings", "answers are given again for 60 s"),
+        (
+            {"ttl_seconds": 60, "stale_seconds": 5, "temperature_max": 0.5},
+            None,
+            "chat",
+            "answers are given again for 60 s; then for 5 s while a new one is asked for;"
+            " those to a temperature above 0.5 are not (without one it is 1)",
+        ),
+    ],
+)
+def test_the_cache(cache: dict[str, Any], own: float | None, dialect: str, told: str) -> None:
+    lab = Provider(kind="openai-compatible", base_url="http://127.0.0.1:1/v1")
+    models = {"one": Model(targets=("lab/m",), cache_ttl_seconds=own)}
+    found = Config(providers={"lab": lab}, models=models, cache=config.Cache(**cache))
+    assert explain(found, "one", dialect)[-1] == f"-  cache: {told}"
+
+
+def test_an_endpoint_that_is_never_cached() -> None:
+    found = Config(providers={"anthropic": Provider(api_key=KEY)}, cache=config.Cache(ttl_seconds=60))
+    assert explain(found, "anthropic/m", "count_tokens")[-1].startswith("-  cache: off: answers of this endpoint")
