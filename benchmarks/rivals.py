@@ -205,6 +205,15 @@ def install(rival: Rival, envs: Path) -> Path:
     mark = home / "installed"
     if mark.exists() or not (rival.pip or rival.npm):
         return home
+    try:
+        _make(rival, home)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(reason(str(error))) from error
+    mark.touch()
+    return home
+
+
+def _make(rival: Rival, home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     if rival.pip:
@@ -214,15 +223,10 @@ def install(rival: Rival, envs: Path) -> Path:
         package = {"private": True, "dependencies": dict(rival.npm[:1]), "overrides": dict(rival.npm[1:])}
         (home / "package.json").write_bytes(msgspec.json.encode(package))
         _run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(home)])
-    mark.touch()
-    return home
 
 
 def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{Path(command[0]).name}: {error}") from error
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
     if done.returncode:
         raise Unavailable(reason(done.stderr or done.stdout) or f"{Path(command[0]).name}: exit {done.returncode}")
 
@@ -230,7 +234,7 @@ def _run(command: list[str]) -> None:
 def reason(output: str) -> str:
     """The last line that says something, without what would break a table."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
+    errors = [line for line in lines if "error" in line.lower() and "complete log" not in line]  # npm's own path
     return (errors or lines or [""])[-1].replace("|", "/")[:200]
 
 

@@ -50,6 +50,12 @@ def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
     assert rivals.install(rival, tmp_path) == tmp_path / "x-1"
 
 
+def test_what_cannot_be_installed_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="Not a directory"):
+        rivals.install(Rival("x", "1", "", pip=("x==1",)), tmp_path / "file")
+
+
 def test_what_does_not_start_says_why(tmp_path: Path) -> None:
     def start(where: Place) -> rivals.Start:
         return rivals.Start(["sh", "-c", "echo starting; echo 'error: no | luck' >&2; exit 3"], {}, where.port)
@@ -60,7 +66,13 @@ def test_what_does_not_start_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("output", "expected"),
-    [("", ""), ("a\nb\n\n", "b"), ("ERROR: first\nsecond\n", "ERROR: first"), ("x | y", "x / y")],
+    [
+        ("", ""),
+        ("a\nb\n\n", "b"),
+        ("ERROR: first\nsecond\n", "ERROR: first"),
+        ("x | y", "x / y"),
+        ("npm error e\nnpm error A complete log", "npm error e"),
+    ],
 )
 def test_the_reason_is_the_line_that_says_error(output: str, expected: str) -> None:
     assert rivals.reason(output) == expected
