@@ -14,19 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sidecar import answer, browser, config as configuration, exchange, routing
+from sidecar import answer, browser, config as configuration, exchange, refusals, routing
 from sidecar.asgi import AsgiClient
 from sidecar.cache import Cache, configured
+from sidecar.clock import now
 from sidecar.config import Config
-from sidecar.dialects import DIALECTS
-from sidecar.errors import MethodNotAllowed, SidecarError, UnknownModel, UnknownPath
+from sidecar.errors import MethodNotAllowed, Overloaded, SidecarError, UnknownModel, UnknownPath
 from sidecar.ledger import Ledger
 from sidecar.limits import Limits
 from sidecar.log import LogWriter
+from sidecar.memory import Pressure
 from sidecar.pool import Pool
+from sidecar.refusals import refuse, send_error, wrong_method
 from sidecar.request import ANONYMOUS, Asker, Asking, identify
-from sidecar.types import Endpoint, Headers, Receive, Record, Scope, Send
-from sidecar.wire import body, headers as rules
+from sidecar.types import Endpoint, Headers, Receive, Scope, Send
+from sidecar.wire import body
 
 _ROWS: Final = (
     ("/v1/chat/completions", "chat"),
@@ -75,6 +77,9 @@ class Sidecar:
         self._spine = self._build(_loaded(config))
         self._guard = guard
         self._draining = False
+        self._memory = Pressure(self.config.server.workers, guest=not guard)
+        self._duty.room = self._memory.room
+        self.on_level = self._memory.on_level  # for our own server
         self._log: LogWriter | None = None
         self._cold = Starlette(
             routes=[
@@ -89,7 +94,7 @@ class Sidecar:
                 Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/status", self._status, methods=["GET"]),
             ],
-            exception_handlers={SidecarError: _refuse, 404: _unknown_path, 405: _wrong_method},
+            exception_handlers={SidecarError: refuse, 404: _unknown_path, 405: wrong_method},
         )
         self._cold.router.redirect_slashes = False  # to where a Host header says
 
@@ -137,6 +142,7 @@ class Sidecar:
             self._pool = Pool(configuration.proxies())
             self._spine = self._build(self.config)
         self._loop = loop
+        self._memory.watch.start(loop)
 
     def reload(self, config: Config) -> None:
         """Serve what comes from now on under another configuration; what is under way finishes under its own."""
@@ -159,6 +165,7 @@ class Sidecar:
         """Close every connection to providers, and the log."""
         for flight in tuple(self._duty.flights.values()):  # those that nobody follows would go on
             flight.task.cancel()
+        self._memory.watch.stop()
         await self._pool.aclose()
         if self._log is not None:
             self._log.close()
@@ -194,9 +201,17 @@ class Sidecar:
         if endpoint is None:
             return await self._cold(scope, receive, send)
         if scope["method"] != "POST":
-            return await _answer(MethodNotAllowed(f"{path} takes POST"), scope, path, send, _POST)
+            return await send_error(MethodNotAllowed(f"{path} takes POST"), scope, path, send, _POST)
+        if self._memory.shedding:
+            return await self._shed(scope, path, endpoint, send)
         client = AsgiClient(scope, receive, send)
         return await client.serve(scope, exchange.run(self._spine, endpoint, client))
+
+    async def _shed(self, scope: Scope, path: str, endpoint: Endpoint, send: Send) -> None:
+        error = Overloaded("there is no memory for another request; ask again", retry_after=1.0)
+        record = refusals.record_of(error, endpoint.path, now())
+        self._ledger.record(record)
+        await send_error(error, scope, path, send, record=record)
 
     def again(self, client: Cycle, data: bytes) -> exchange.Lane | exchange.Over | Coroutine[Any, Any, None] | None:
         """Offered each request whose head has come before, with its body: what `direct` asks of it holds still."""
@@ -249,7 +264,7 @@ class Sidecar:
             tcp = server is not None and server[1] is not None
             refused = browser.refusal(headers, allowed=allowed, tcp=tcp, hot=hot and not preflight)
             if refused is not None:
-                await _answer(refused, scope, path, send)
+                await send_error(refused, scope, path, send)
                 return None
         origin = browser.leave(headers, allowed)
         if origin is None:
@@ -270,10 +285,12 @@ class Sidecar:
     async def _readyz(self, request: Request) -> Response:
         if self._draining:
             return Response(b"draining\n", status_code=503, media_type="text/plain", headers={"retry-after": "1"})
+        if self._memory.shedding:
+            return Response(b"overloaded\n", status_code=503, media_type="text/plain", headers={"retry-after": "1"})
         return Response(b"ok\n", media_type="text/plain")
 
     async def _metrics(self, request: Request) -> Response:
-        more = b"" if self._cache is None else self._cache.metrics()
+        more = self._memory.metrics() + (b"" if self._cache is None else self._cache.metrics())
         return Response(self._ledger.metrics() + more, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _status(self, request: Request) -> Response:
@@ -284,6 +301,7 @@ class Sidecar:
                 "providers": self._pool.stats(),
                 "limits": self._limits.stats(),
                 "health": self._health(),
+                "memory": self._memory.stats(),
                 "cache": {"state": "off"} if self._cache is None else {"state": "on", **self._cache.stats()},
                 "requests": self._ledger.stats(),
             }
@@ -338,36 +356,6 @@ def _json(value: object) -> Response:
     return Response(body.encode(value), media_type="application/json", headers={"cache-control": "private, no-store"})
 
 
-# -- errors of cold routes, in the same words as the spine's
-
-
-def _worded(error: SidecarError, path: str, headers: Headers) -> tuple[Headers, bytes]:
-    speaks = "messages" if "/messages" in path or rules.get(headers, b"anthropic-version") else "chat"
-    told, data = answer.refusal(error, DIALECTS[speaks], Record(request_id=exchange.request_id(), endpoint=path))
-    return [*told, (b"content-length", b"%d" % len(data))], data
-
-
-async def _answer(error: SidecarError, scope: Scope, path: str, send: Send, *extra: tuple[bytes, bytes]) -> None:
-    headers, data = _worded(error, path, scope["headers"])
-    headers += extra
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SidecarError)
-    headers, data = _worded(error, request.scope["path"], request.scope["headers"])
-    response = Response(data, status_code=error.status)
-    response.raw_headers = list(headers)
-    return response
-
-
 async def _unknown_path(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
-    return await _refuse(request, UnknownPath(f"nothing is served at {path}; the endpoints are {', '.join(ENDPOINTS)}"))
-
-
-async def _wrong_method(request: Request, error: Exception) -> Response:
-    response = await _refuse(request, MethodNotAllowed(f"{request.scope['path']} does not take {request.method}"))
-    response.raw_headers.append((b"allow", b"GET, HEAD"))  # of every cold route
-    return response
+    return await refuse(request, UnknownPath(f"nothing is served at {path}; the endpoints are {', '.join(ENDPOINTS)}"))

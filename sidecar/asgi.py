@@ -10,7 +10,7 @@ import anyio
 
 from sidecar.drive import Lazy
 from sidecar.errors import BodyTooLarge, ClientGone
-from sidecar.types import Headers, Message, Receive, Scope, Send
+from sidecar.types import Headers, Hold, Message, Receive, Scope, Send, freely
 
 
 class AsgiClient:
@@ -69,11 +69,13 @@ class AsgiClient:
         """Nothing is here before it is asked for."""
         return None
 
-    async def read(self, most: int) -> bytes:
-        """The whole body. Raises BodyTooLarge (unread, where the length is declared) and ClientGone."""
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
+        """As Client.read. BodyTooLarge is raised with the body unread, where its length is declared."""
         declared = self.index.get(b"content-length")
-        if declared is not None and declared.isdigit() and int(declared) > most:
-            raise BodyTooLarge(f"the body has {int(declared)} bytes; at most {most} are taken")
+        if declared is not None and declared.isdigit():
+            if int(declared) > most:
+                raise BodyTooLarge(f"the body has {int(declared)} bytes; at most {most} are taken")
+            hold(int(declared))
         pieces: list[bytes] = []
         size = 0
         while True:
@@ -85,6 +87,7 @@ class AsgiClient:
             size += len(data)
             if size > most:
                 raise BodyTooLarge(f"the body has more than the {most} bytes that are taken")
+            hold(size)
             pieces.append(data)
             if not message.get("more_body"):
                 self._read.set()

@@ -18,9 +18,14 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]  # names in lower case, in order
 Sink = Callable[[bytes], Awaitable[None] | None]  # takes bytes; None, or what must be waited for before more are given
 Through = Callable[[bytes, int], bool]  # takes a chunk of whole events with its frame, and its size; False: it does not
+Hold = Callable[[int], object]  # told that so many bytes are to be held; may raise
 Envelope = dict[str, msgspec.Raw]  # a JSON object's members, values undecoded
 
 Scheme = Literal["http", "https"]
+
+
+def freely(size: int) -> None:
+    """Hold what nobody counts."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,8 +189,11 @@ class Client(Protocol):
         """The whole body, if it is here already. Raises BodyTooLarge."""
         ...
 
-    async def read(self, most: int) -> bytes:
-        """The whole body. Raises BodyTooLarge above `most` bytes, and ClientGone."""
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
+        """The whole body. Raises BodyTooLarge above `most` bytes, ClientGone, and what `hold` does.
+
+        `hold`: told how long it is, where that is declared, before more of it is read; else how much has come.
+        """
         ...
 
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:

@@ -109,7 +109,7 @@ async def test_operations(app: Sidecar) -> None:
     metrics = await ask(app, "GET", "/metrics")
     assert metrics.get(b"content-type") == b"text/plain; version=0.0.4; charset=utf-8"
     assert set((await ask(app, "GET", "/status")).json) == {
-        *("draining", "providers", "limits", "health", "cache", "requests")
+        *("draining", "providers", "limits", "health", "cache", "memory", "requests")
     }
     app.drain()
     answer = await ask(app, "GET", "/readyz")

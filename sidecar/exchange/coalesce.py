@@ -18,7 +18,7 @@ from sidecar.clock import now
 from sidecar.drive import Lazy, Signal
 from sidecar.errors import UpstreamCut
 from sidecar.exchange.state import Exchange
-from sidecar.types import Headers, Outcome
+from sidecar.types import Headers, Hold, Outcome, freely
 from sidecar.wire import body, headers as rules
 
 HIGH_WATER: Final = 1024 * 1024  # bytes that the flight may be ahead of the fastest who follows
@@ -72,6 +72,7 @@ class Flight:
             before=[],
             counted=alone,  # else those who follow are
         )
+        first.held = 0  # it is the flight that holds the body now
         self.task = loop.create_task(fly(self._exchange))
 
     @property
@@ -84,7 +85,7 @@ class Flight:
     def body(self, most: int) -> bytes | None:
         return b""
 
-    async def read(self, most: int) -> bytes:
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
         return b""
 
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:

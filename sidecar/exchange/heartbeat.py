@@ -15,7 +15,7 @@ from sidecar import answer
 from sidecar.drive import Lazy
 from sidecar.exchange.spending import told
 from sidecar.exchange.state import Exchange
-from sidecar.types import Headers
+from sidecar.types import Headers, Hold, freely
 
 COMMENT: Final = b": sidecar\n\n"
 
@@ -91,8 +91,8 @@ class Heartbeat:
     def body(self, most: int) -> bytes | None:
         return self._client.body(most)
 
-    async def read(self, most: int) -> bytes:
-        return await self._client.read(most)
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
+        return await self._client.read(most, hold)
 
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:
         return self._pass(partial(self._client.answer, status, headers, lines, data, more=more), more=more)

@@ -22,6 +22,7 @@ from sidecar.exchange.attempt import HELD_BYTES
 from sidecar.exchange.hits import Direct, Over, give_at_once
 from sidecar.exchange.spine import proceed, request_id, run
 from sidecar.exchange.state import Attempt, Exchange, Place, Spine
+from sidecar.memory import COUNTED_BYTES
 from sidecar.pool.connection import Connection, Phase, Stale
 from sidecar.pool.outbound import Prepared
 from sidecar.request import Asking, deadline, translate
@@ -50,7 +51,9 @@ def take(spine: Spine, asking: Asking, client: Direct, data: bytes) -> Lane | Ov
     assert endpoint is not None
     if size > spine.max_body_bytes:
         return run(spine, endpoint, client)
-    lane = _enter(asking, spine, endpoint, client, data) if size <= body.LONG_BYTES else None
+    if size > COUNTED_BYTES and (size > body.LONG_BYTES or not spine.duty.room.has(size)):
+        return run(spine, endpoint, client, data)
+    lane = _enter(asking, spine, endpoint, client, data)
     return run(spine, endpoint, client, data) if lane is None else lane
 
 
@@ -109,6 +112,8 @@ def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, dat
     )
     spine.duty.retries.request(started)
     spine.duty.active += 1
+    if size > COUNTED_BYTES:
+        spine.duty.room.take(size, size)
     place.target.in_flight += 1
     connection.signal.attach(lane.wake)
     return lane
@@ -219,6 +224,8 @@ class Lane(msgspec.Struct, eq=False):
         asker = self.asking.asker
         asker.counter.release()
         spine.duty.active -= 1
+        if self.size > COUNTED_BYTES:
+            spine.duty.room.give(self.size)
         endpoint, provider, model = lead.names
         end = now()
         record = Record(
@@ -251,6 +258,8 @@ class Lane(msgspec.Struct, eq=False):
             view,
             self.started + asking.timeout,
         )
+        if self.size > COUNTED_BYTES:
+            exchange.held = self.size
         attempt = exchange.attempt = Attempt(
             lead.target, self.place, self.place.counter, self.turn, 0, self.began, self.hide_usage, sent=self.connection
         )

@@ -12,6 +12,7 @@ import itertools
 import os
 import traceback
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,7 @@ from sidecar.exchange.state import MOST_NAMES, Attempt, Exchange, Spine
 from sidecar.exchange.tries import obtain
 from sidecar.exchange.verdict import tell_end
 from sidecar.limits import Counter
+from sidecar.memory import COUNTED_BYTES
 from sidecar.request import Asking
 from sidecar.routing import Plan
 from sidecar.types import (
@@ -129,6 +131,8 @@ async def _finish(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
         record.status, record.error = ClientGone.status, ClientGone.code
     finally:
         spine.duty.active -= 1
+        if exchange.held:
+            spine.duty.room.give(exchange.held)
         if client.gone:
             record.status, record.error = ClientGone.status, ClientGone.code
         _account(exchange)
@@ -146,8 +150,10 @@ async def _steps(exchange: Exchange, data: bytes | None) -> None:
     record.caller = caller.name
     most = spine.max_body_bytes
     if data is None and (data := client.body(most)) is None:
-        data = await client.read(most)
+        data = await client.read(most, partial(hold, exchange))
     record.bytes_in = len(data)
+    if record.bytes_in > COUNTED_BYTES:
+        hold(exchange, record.bytes_in)
     members = exchange.members = body.envelope(data)
     if exchange.endpoint.model is not None:
         members["model"] = body.raw(exchange.endpoint.model)
@@ -239,6 +245,13 @@ async def _answer_alone(exchange: Exchange) -> None:
     wait = send(exchange, 200, [answer.JSON], exchange.dialect.local(exchange.members) or b"", {})
     if wait is not None:
         await wait
+
+
+def hold(exchange: Exchange, size: int) -> None:
+    """So much of its body is there, or is to come. Raises Overloaded, or BodyTooLarge where there is never room."""
+    if size > exchange.held and size > COUNTED_BYTES:
+        exchange.spine.duty.room.take(size - exchange.held, size)
+        exchange.held = size
 
 
 def _plan(exchange: Exchange, caller: Caller) -> Plan | None:

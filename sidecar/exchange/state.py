@@ -16,6 +16,7 @@ from sidecar.dialects.neutral import Dialect, Fault, Meter
 from sidecar.health import Health, TargetHealth
 from sidecar.ledger import Ledger
 from sidecar.limits import Counter, Limits
+from sidecar.memory import Room
 from sidecar.pool import Pool
 from sidecar.pool.connection import Connection as Sent
 from sidecar.quota import Quota
@@ -51,7 +52,7 @@ NO_PLAN: Final = Plan(name="", targets=(), policy="", model=config.Model(targets
 class Duty:
     """What the process has under way, and has learned of its providers: kept over reloads."""
 
-    __slots__ = ("_budget", "active", "flights", "health", "hedges", "quotas", "retries")
+    __slots__ = ("_budget", "active", "flights", "health", "hedges", "quotas", "retries", "room")
 
     def __init__(self) -> None:
         self.health = Health(random.random)
@@ -60,6 +61,7 @@ class Duty:
         self.flights: dict[bytes, Any] = {}  # exchanges that others may join (coalesce.Flight), by what was asked
         self.quotas: dict[str, Quota] = {}  # what targets say is left of their limits, by the target's key
         self.active = 0  # exchanges
+        self.room = Room()  # for the bodies that they hold
         self._budget: tuple[float, int] | None = None  # what that of retries was made of
 
     def set_budget(self, percent: float, minimum: int) -> None:
@@ -242,3 +244,4 @@ class Exchange(msgspec.Struct, eq=False):
     limits: tuple[Counting, ...] = ()  # that it is under, where some are of tokens: the client is told what is left
     guess: Guess | None = None  # of its tokens
     spent: bool = False  # asking again is of no use now: the client is told so
+    held: int = 0  # bytes of the body that are counted (memory.Room)

@@ -8,6 +8,7 @@ from sidecar.errors import BodyTooLarge, Overloaded
 
 REST_BYTES: Final = 48 * 1024 * 1024  # of a process that does nothing
 COUNTED_BYTES: Final = 4096  # shorter bodies are not counted: connections are, and have these
+FEWEST, MOST = 16, 1_000_000  # connections
 CONNECTION_BYTES: Final = 32 * 1024  # with a stream, and what was just not counted
 
 
@@ -17,8 +18,11 @@ def spare(most: int, workers: int) -> int:
 
 
 def connections(most: int, workers: int) -> int:
-    """Clients that a worker has memory for: a quarter of what is to spare, by what one with a stream takes."""
-    return max(spare(most, workers) // 4 // CONNECTION_BYTES, 16)
+    """Clients that a worker has memory for: a quarter of what is to spare, by what one with a stream takes.
+
+    `most`: 0 where nobody tells what there is.
+    """
+    return max(spare(most, workers) // 4 // CONNECTION_BYTES, FEWEST) if most else MOST
 
 
 class Room:
@@ -32,9 +36,13 @@ class Room:
         self.held = 0
         self.refused = 0
 
+    def has(self, size: int) -> bool:
+        """Is there room for so many bytes more?"""
+        return self.most is None or 2 * (self.held + size) <= self.most
+
     def take(self, size: int, whole: int) -> None:
         """So many bytes more of a body, which has `whole` so far. Raises Overloaded, or BodyTooLarge for all times."""
-        if self.most is not None and 2 * (self.held + size) > self.most:
+        if self.most is not None and not self.has(size):
             self.refused += 1
             if 2 * whole > self.most:
                 raise BodyTooLarge(f"the body has {whole} bytes; there is memory for {self.most // 2} here")

@@ -17,7 +17,7 @@ from sidecar.errors import BodyTooLarge, ClientGone
 from sidecar.server.again import remembered
 from sidecar.server.lines import DATE, STATUS_LINES
 from sidecar.server.sending import HIGH_WATER
-from sidecar.types import Headers, Message, Scope
+from sidecar.types import Headers, Hold, Message, Scope, freely
 from sidecar.wire import body as json
 from sidecar.wire.framing import LAST_CHUNK, connection_tokens
 from sidecar.wire.heads import RequestHead, head_lines
@@ -134,15 +134,16 @@ class Cycle(msgspec.Struct, eq=False):
         body, self.pieces = self.pieces, []
         return body[0] if len(body) == 1 else b"".join(body)
 
-    async def read(self, most: int) -> bytes:
-        """The whole body. Raises BodyTooLarge above `most` bytes, and ClientGone."""
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
+        """As Client.read."""
         while (data := self.body(most)) is None:
-            await self._gather(most)
+            hold(self.held if self.length is None else self.length)
+            await self._gather(most, hold)
             if self.held > most:
                 raise BodyTooLarge(f"the body has more than the {most} bytes that are taken")
         return data
 
-    async def _gather(self, most: int) -> None:
+    async def _gather(self, most: int, hold: Hold) -> None:
         connection = self.connection
         if self.expect:
             self.expect = False
@@ -155,6 +156,7 @@ class Cycle(msgspec.Struct, eq=False):
                 if self.gone:
                     raise ClientGone("the client left before its request had ended")
                 await self.signal
+                hold(self.held)
                 if room is None and self.held > json.LONG_BYTES and self.length is not None:
                     room = _room(self.length, self.held)
                 if room is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import resource
 import select
 import socket
 import ssl
@@ -14,25 +13,25 @@ from typing import Any, Final
 
 from sidecar.config import Server as Settings
 from sidecar.drive import Round
+from sidecar.memory import SHED, SPARE
 from sidecar.server.connection import Connection
 from sidecar.server.cycle import Cycle, Work
 from sidecar.server.lifespan import Lifespan
-from sidecar.server.sockets import BACKLOG, bind_all, named, unbind
+from sidecar.server.sockets import BACKLOG, bind_all, most_connections, named, unbind
 from sidecar.types import ASGIApp
 from sidecar.wire.framing import Limits
 
 LAST_WORDS_SECONDS: Final = 1.0  # for an app whose task was cancelled at the deadline, to end its answer
 LAST_CALL_SECONDS: Final = 0.25  # for who has connected before the end of listening, to begin to ask
 RETRY_SECONDS: Final = 0.05
-_MOST_CONNECTIONS: Final = 4096
 # The kernel's own bound is 4 MiB: so much would be generated, and billed, for a client that does not read.
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-_FD_SHARE: Final = 0.45  # an exchange holds two descriptors, and something must be left
 _CLIENTS_OWN: Final = frozenset((errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR))
 
 Log = Callable[[Mapping[str, Any]], None]
 # An app may have a method `direct(cycle)`: offered each request before a scope is built, it answers a coroutine that
-# serves it through the Cycle's own methods, or None to have it served as ASGI.
+# serves it through the Cycle's own methods, or None to have it served as ASGI. And one `on_level(call)`, to have the
+# server told how short memory is.
 Direct = Callable[[Cycle], Coroutine[Any, Any, None] | None]
 Again = Callable[[Cycle, bytes], Work | Coroutine[Any, Any, None] | None]
 
@@ -91,7 +90,8 @@ class Server:
         self.work: set[Work] = set()  # one for each exchange
         self.direct: Direct | None = getattr(app, "direct", None)
         self.again: Again | None = getattr(app, "again", None)
-        self.draining = False
+        self.draining = False  # answers close their connections: it ends, or memory is short
+        self._ending = False
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.hangups: Hangups
@@ -107,7 +107,9 @@ class Server:
         self._hurried = asyncio.Event()
         self._worked = asyncio.Event()  # no app is at work any more, while stopping
         self._lifespan = Lifespan(app, self.state)
-        self._most = settings.max_connections or _most_connections()
+        if (on_level := getattr(app, "on_level", None)) is not None:
+            on_level(self.spare)
+        self._most = settings.max_connections or most_connections(settings.workers)
         self._context = _tls(settings)
 
     # -- life
@@ -146,7 +148,7 @@ class Server:
 
     async def drain(self, *, lame_duck_seconds: float, drain_seconds: float) -> None:
         """Stop: serve on for the lame-duck time, then only what is under way, until the deadline; then cut it short."""
-        self.draining = True
+        self._ending = self.draining = True
         await _happens(self._hurried, lame_duck_seconds)
         await self._stop_accepting()
         await self._last_call()
@@ -160,6 +162,15 @@ class Server:
         if (words := await self._lifespan.shutdown()) is not None:
             self.note("lifespan", f"the app did not end well: {words}", None)
         self.hangups.close()
+
+    def spare(self, level: int) -> None:
+        """Memory is so short (sidecar.memory): no connection is kept that nobody needs, then no request taken."""
+        shed = level >= SHED
+        self.direct = None if shed else getattr(self.app, "direct", None)
+        self.again = None if shed else getattr(self.app, "again", None)
+        self.draining = self._ending or level >= SPARE
+        if level >= SPARE:
+            self._close_idle(new_too=False)
 
     def forget_work(self, work: Work) -> None:
         """An exchange's app has ended."""
@@ -382,8 +393,3 @@ async def _happens(event: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-def _most_connections() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(_MOST_CONNECTIONS, int(soft * _FD_SHARE)) if soft != resource.RLIM_INFINITY else _MOST_CONNECTIONS

@@ -5,14 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
 import struct
 from typing import Final
 
 from sidecar.config import Server as Settings
+from sidecar.memory import bound, connections
 
 BACKLOG: Final = 2048
+_MOST_CONNECTIONS: Final = 4096
+_FD_SHARE: Final = 0.45  # an exchange holds two descriptors, and something must be left
+
+
+def most_connections(workers: int) -> int:
+    """As many as one of some workers has descriptors for, and memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(_MOST_CONNECTIONS, connections(bound().bytes, workers))
+    return min(most, int(soft * _FD_SHARE)) if soft != resource.RLIM_INFINITY else most
 
 
 class UnixSocket(socket.socket):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from sidecar.drive import Lazy
-from sidecar.types import Headers
+from sidecar.types import Headers, Hold, freely
 
 
 class Kept:
@@ -29,7 +29,7 @@ class Kept:
     def body(self, most: int) -> bytes | None:
         return b""
 
-    async def read(self, most: int) -> bytes:
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
         return b""
 
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:

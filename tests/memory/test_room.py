@@ -23,6 +23,7 @@ def test_connections_are_bounded_by_memory() -> None:
     assert rooms.connections(512 * MIB, 1) == 464 * 8
     assert rooms.connections(512 * MIB, 2) == 208 * 8
     assert rooms.connections(1 * MIB, 1) == 16
+    assert rooms.connections(0, 1) == rooms.MOST
 
 
 def test_room_is_for_bodies_that_count_twice() -> None:
