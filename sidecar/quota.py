@@ -82,8 +82,8 @@ class Level(msgspec.Struct):
     seen: float
 
     def there(self, now: float) -> float:
-        """How much is there."""
-        return min(self.left + self.pace * max(now - self.seen, 0.0), self.limit)
+        """How much is there; from `limit` on all of it is."""
+        return self.left + self.pace * max(now - self.seen, 0.0)
 
     def wait(self, need: float, now: float) -> float:
         """Seconds until so much is there, or all there can be."""

@@ -89,7 +89,7 @@ class Bucket:
         if used >= reserved:
             self.take(used - reserved, now)
         elif self.since <= began:
-            self.due = max(self.due + used - reserved, now)
+            self.due += used - reserved  # below now it is as empty as at it
 
     def left(self, now: float) -> Left:
         return left(self.name, self.per_minute, self.due, now)

@@ -177,9 +177,23 @@ def test_a_key_is_picked_that_rests_not_and_has_enough_left() -> None:
     assert spending.pick(made, place, 100.0) == (1, 0.0)
     assert spending.pick(made, place, 100.0)[1] == pytest.approx(1.0)  # what was left of the second is gone
     assert spending.pick(made, place, 130.0)[0] is not None
+    assert place.quota.short
     for key in range(3):
         place.keys.cool(key, 200.0)
     assert spending.pick(made, place, 140.0) == (None, 0.0)
+
+
+def test_a_target_that_has_all_again_is_not_looked_at_any_more() -> None:
+    made = stage.exchange(Sidecar(stage.config()))
+    place = made.spine.place(made.plan.targets[0])
+    index = {b"x-ratelimit-limit-requests": b"60", b"x-ratelimit-reset-requests": b"60s"}
+    place.quota.hear(0, {**index, b"x-ratelimit-remaining-requests": b"0"}, 99.0, 100.0, 0.0)
+    place.see()
+    assert not place.simple
+    assert spending.pick(made, place, 101.0) == (0, 0.0)
+    assert not place.simple
+    assert spending.pick(made, place, 200.0) == (0, 0.0)
+    assert place.simple
 
 
 def test_nothing_is_told_where_there_are_no_limits_of_tokens() -> None:

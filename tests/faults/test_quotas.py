@@ -132,6 +132,24 @@ async def test_once_all_is_there_again_nothing_is_remembered(way: Way) -> None:
         assert (await stand.ask(ask(way, stream=False))).status == 200
 
 
+async def test_requests_that_come_again_on_one_connection_heed_it_too() -> None:
+    """They take a shorter way, which ends where little is left."""
+    plenty, little = openai(9999, 1_499_984, most=10_000), openai(0, 1_499_984, most=6)
+    script: Script = [
+        *(REQUEST, reply(CHAT_BODY, *plenty)) * 3,
+        *(REQUEST, reply(CHAT_BODY, *little)),
+        *(REQUEST, reply(CHAT_BODY, *plenty)),
+    ]
+    async with standing(script) as stand, stand.client() as client:
+        for number in range(4):
+            client.write(ask(LAB, stream=False))
+            await client.take_until(CHAT_BODY)
+            assert stand.app._spine.places["lab/m"].simple == (number < 3)
+        client.write(ask(LAB, stream=False))
+        await client.take_until(b"has not as much left")
+        assert len(asked(stand)) == 4
+
+
 async def test_plenty_is_not_remembered_at_all() -> None:
     lines = openai(9999, 1_499_984, most=10_000)
     async with standing([REQUEST, reply(CHAT_BODY, *lines)]) as stand:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from sidecar.config import Limits, Model, OnDisconnect, Retry
+from sidecar.config import Breaker, Limits, Model, OnDisconnect, Retry
 from sidecar.rates import KINDS, input_tokens
 from tests.e2e.doors import CALLER_KEY, caller
 from tests.faults.peer import GONE, REQUEST, RST, Again, Pause, Script, Tell
@@ -174,6 +174,25 @@ async def test_what_is_never_sent_costs_nothing() -> None:
         assert used(stand) == used(stand, "provider:lab") == NONE
 
 
+async def test_who_finds_its_target_down_behind_the_queue_has_used_nothing() -> None:
+    asked, let = asyncio.Event(), asyncio.Event()
+    options = {
+        "limits": Limits(concurrency=1, **SIXTY),
+        "breaker": Breaker(consecutive_failures=1, open_seconds=60.0),
+    }
+    script: Script = [REQUEST, Tell(asked), Pause(let), reply(b"{}", status=b"500 Oh")]
+    async with limited(script, options=options) as stand:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stand.ask(ask(LAB, KEY)))
+            await asked.wait()
+            second = group.create_task(stand.ask(ask(LAB, KEY)))
+            lab = stand.app._limits._counters["provider:lab"]
+            await comes_true(lambda: len(lab.waiting) == 1, "waiting")
+            let.set()
+        assert (second.result().status, second.result().get(b"x-sidecar-error")) == (503, b"provider_unavailable")
+        assert used(stand) == used(stand, "provider:lab") == NONE
+
+
 # -- several tries
 
 
@@ -322,6 +341,22 @@ async def test_a_model_has_limits_of_all_its_callers_together() -> None:
         assert told[2].json["error"]["message"] == "the limit set for model few: requests per minute reached"
         assert told[1].get(b"x-ratelimit-remaining-requests") == b"0"
         assert (await stand.ask(ask(LAB, KEY, stream=False))).status == 200  # by another name
+
+
+@pytest.mark.parametrize("of", ["caller", "model", "provider"])
+async def test_requests_that_come_again_on_one_connection_are_counted_too(of: str) -> None:
+    """They take a shorter way, where there are no such limits."""
+    sixty = {each: SIXTY if of == each else {} for each in ("caller", "model", "provider")}
+    callers = {"web": caller(**sixty["caller"])}
+    models = {"mine": Model(targets=("lab/m",), **sixty["model"])}
+    options = {"limits": Limits(**sixty["provider"])}
+    script: Script = [Again((REQUEST, LAB.whole()))]
+    async with standing(script, callers=callers, models=models, options=options) as stand, stand.client() as client:
+        for _ in range(4):
+            client.write(ask(LAB, KEY, model="mine", stream=False))
+            await client.take_until(LAB.theirs.body)
+        key = {"caller": "caller:web", "model": "model:mine", "provider": "provider:lab"}[of]
+        assert used(stand, key) == by_kind(12, 8)
 
 
 async def test_a_provider_that_is_out_of_tokens_sends_the_request_on() -> None:
