@@ -183,9 +183,7 @@ class Ledger:
             )
             out += [f"sidecar_{name}_tokens_total{{{labels}}} {series.tokens[index]}" for labels, series in rows]
         for name, index in (("input", 0), ("output", 1)):
-            _family(
-                out, f"saved_{name}_tokens_total", "counter", f"Tokens of answers out of our own cache: {name}."
-            )
+            _family(out, f"saved_{name}_tokens_total", "counter", f"Tokens of answers out of our own cache: {name}.")
             out += [f"sidecar_saved_{name}_tokens_total{{{labels}}} {series.saved[index]}" for labels, series in rows]
         for name in ("bytes_in", "bytes_out"):
             _family(

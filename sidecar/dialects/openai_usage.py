@@ -195,7 +195,9 @@ class StreamMeter:
         return block
 
     def passes(self, block: bytes) -> bool:
-        if not self.started or b'"error"' in block or (b'"usage"' in block and _USAGE.search(block) is not None):
+        if not self.started or b'"error"' in block:
+            return False
+        if b'"usage"' in block and block.count(b'"usage"') != block.count(b'"usage":null'):  # as most send it each time
             return False
         self._last.append(block)
         return True

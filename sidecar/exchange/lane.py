@@ -23,7 +23,7 @@ from sidecar.exchange.hits import Direct, Over, give_at_once
 from sidecar.exchange.spine import proceed, request_id, run
 from sidecar.exchange.state import Attempt, Exchange, Place, Spine
 from sidecar.memory import COUNTED_BYTES
-from sidecar.pool.connection import Connection, Phase, Stale
+from sidecar.pool.connection import ENDED, Connection, Stale
 from sidecar.pool.outbound import Prepared
 from sidecar.request import Asking, deadline, translate
 from sidecar.routing import Plan
@@ -185,7 +185,7 @@ class Lane(msgspec.Struct, eq=False):
         """Something has come of it: deliver the whole of a plain answer; all else is the spine's."""
         connection, client = self.connection, self.client
         head = connection.answer
-        if head is None or connection.phase is not Phase.ENDED or head.status != 200 or self.view.stream:
+        if head is None or connection.phase is not ENDED or head.status != 200 or self.view.stream:
             self.leave()
             return
         shape = head.shape

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 
 import msgspec
 
-from sidecar.pool.connection import Connection, Phase
+from sidecar.pool.connection import ENDED, Connection
 from sidecar.types import Headers, Sink, Through
 
 
@@ -21,7 +21,7 @@ class Answer(msgspec.Struct, eq=False):
     def whole(self) -> bytes | None:
         """The whole body, if all of it came together with the head."""
         connection = self.connection
-        return connection.take() if connection is not None and connection.phase is Phase.ENDED else None
+        return connection.take() if connection is not None and connection.phase is ENDED else None
 
     def here(self) -> bytes:
         """What has come already, which may be nothing."""

@@ -36,6 +36,9 @@ class Phase(enum.Enum):
     LOST = "lost"
 
 
+IDLE, HEAD, BODY, ENDED, LOST = Phase  # to look up a member in its class takes Python 3.11 twelve times as long
+
+
 class Stale(Exception):
     """A reused connection was closed without one byte of an answer: it was closing already, so nothing was served."""
 
@@ -72,7 +75,7 @@ class Connection(asyncio.Protocol):
         self.signal = Signal(loop)  # for the one exchange that waits for the head, or for bytes
         self._paused = False
         self._poll: select.poll | None = None
-        self.phase = Phase.IDLE
+        self.phase = IDLE
         self.born = loop.time()
         self.retire_at = retire_at
         self.idle_since = self.born
@@ -105,12 +108,12 @@ class Connection(asyncio.Protocol):
     def ask(self, head: bytes, body: bytes, deadline: Deadline, more: tuple[bytes | memoryview, ...] = ()) -> None:
         """The same, of a request whose head has been written: of a POST."""
         transport = self._transport
-        if transport is None or self.phase is not Phase.IDLE:  # closed between being handed over and being used
+        if transport is None or self.phase is not IDLE:  # closed between being handed over and being used
             raise Stale
         if self.uses and self._readable():
             self.abort()
             raise Stale
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self.uses += 1
         self._deadline = deadline
         self._idle = deadline.idle
@@ -139,7 +142,7 @@ class Connection(asyncio.Protocol):
             while self._wait is None:
                 if self._error is not None:
                     raise self._error
-                if self.phase is not Phase.BODY:
+                if self.phase is not BODY:
                     return None
                 await self.signal
         finally:
@@ -152,7 +155,7 @@ class Connection(asyncio.Protocol):
         while not self.size:
             if self._error is not None:
                 raise self._error
-            if self.phase is not Phase.BODY:
+            if self.phase is not BODY:
                 return b""
             await self.signal
         return self.take()
@@ -171,7 +174,7 @@ class Connection(asyncio.Protocol):
         self.size = 0
         if self._paused and self._transport is not None:
             self._paused = False
-            if self.phase is Phase.BODY:
+            if self.phase is BODY:
                 self._read_on(began=True)
             self._transport.resume_reading()
         return data
@@ -185,7 +188,7 @@ class Connection(asyncio.Protocol):
         """The exchange is over: free if the answer ended at its framed end and nothing is odd, else closed."""
         transport, head = self._transport, self.answer
         reusable = (
-            self.phase is Phase.ENDED
+            self.phase is ENDED
             and transport is not None
             and head is not None
             and head.keep_alive
@@ -197,7 +200,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.answer = self._error = self._deadline = None
-        self.phase = Phase.IDLE
+        self.phase = IDLE
         self.idle_since = self._loop.time()
         self._owner.freed(self)
 
@@ -221,7 +224,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
-        if self.phase is Phase.LOST:  # inside a tunnel, bytes may come before this call
+        if self.phase is LOST:  # inside a tunnel, bytes may come before this call
             self.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -232,7 +235,7 @@ class Connection(asyncio.Protocol):
                 self._idle_at = self._loop.time() + self._idle
                 return
         phase = self.phase
-        if phase is not Phase.BODY and phase is not Phase.HEAD:
+        if phase is not BODY and phase is not HEAD:
             self.abort()  # bytes that no request asked for: whose answer they would become is not for us to guess
             return
         sink = self._sink
@@ -244,11 +247,11 @@ class Connection(asyncio.Protocol):
                 self.signal.wake()
             return
         self._got = True
-        if phase is Phase.HEAD and (whole := self._reader.whole(data)) is not None:
+        if phase is HEAD and (whole := self._reader.whole(data)) is not None:
             self.answer, body = whole
             self._buffer.append(body)
             self.size = len(body)
-            self.phase = Phase.ENDED
+            self.phase = ENDED
             self._alarm.at = None
             self.signal.wake()
             return
@@ -266,9 +269,9 @@ class Connection(asyncio.Protocol):
             else:
                 self._buffer.append(event)
                 self.size += len(event)
-        if self.phase is Phase.BODY:
-            self._read_on(began=phase is Phase.HEAD)
-        if self.answer is not None and (self._sink is None or self.phase is not Phase.BODY):
+        if self.phase is BODY:
+            self._read_on(began=phase is HEAD)
+        if self.answer is not None and (self._sink is None or self.phase is not BODY):
             self.signal.wake()
 
     def _parse(self, data: bytes) -> list[Event]:
@@ -282,11 +285,11 @@ class Connection(asyncio.Protocol):
         """A head, or an end. False where nothing more of it is anybody's."""
         if isinstance(event, ResponseHead):
             self.answer = event
-            self.phase = Phase.BODY
+            self.phase = BODY
             return True
-        if self.phase is Phase.LOST:  # a sink's doing: what else has come is nobody's
+        if self.phase is LOST:  # a sink's doing: what else has come is nobody's
             return False
-        self.phase = Phase.ENDED
+        self.phase = ENDED
         self._alarm.at = None
         return True
 
@@ -312,14 +315,14 @@ class Connection(asyncio.Protocol):
             self._alarm.set(min(deadline.at, self._idle_at))
 
     def eof_received(self) -> bool:
-        if self.phase is Phase.BODY:
+        if self.phase is BODY:
             try:
                 if self._reader.end():
-                    self.phase = Phase.ENDED
+                    self.phase = ENDED
                     self._alarm.at = None
             except Malformed:
                 pass  # a cut
-        if self.phase is Phase.ENDED:
+        if self.phase is ENDED:
             self.signal.wake()
             return False
         transport = self._transport  # at once: asyncio's own call would wait until what we still write is taken
@@ -329,10 +332,10 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.phase is Phase.HEAD and not self._got and self.uses > 1:
+        if self.phase is HEAD and not self._got and self.uses > 1:
             self._error = Stale()
-        elif self.phase in (Phase.HEAD, Phase.BODY) and self._error is None:
-            when = "before an answer" if self.phase is Phase.HEAD else "inside the answer"
+        elif self.phase in (HEAD, BODY) and self._error is None:
+            when = "before an answer" if self.phase is HEAD else "inside the answer"
             self._error = UpstreamCut(f"{self._origin} closed the connection {when}")
         self._gone(self._error)
 
@@ -366,7 +369,7 @@ class Connection(asyncio.Protocol):
         now = self._loop.time() + _RESOLUTION
         if now >= deadline.at:
             phase, words = "total", "the whole exchange took too long"
-        elif self.phase is Phase.HEAD:
+        elif self.phase is HEAD:
             phase, words = "first_byte", f"no answer within {deadline.first_byte:g} s"
         elif now < self._idle_at:
             self._alarm.set(min(deadline.at, self._idle_at))
@@ -381,10 +384,10 @@ class Connection(asyncio.Protocol):
 
     def _gone(self, error: Exception | None) -> None:
         """The move to LOST, once."""
-        if self.phase is Phase.LOST:
+        if self.phase is LOST:
             return
-        ended = self.phase is Phase.ENDED
-        self.phase = Phase.LOST
+        ended = self.phase is ENDED
+        self.phase = LOST
         self._transport = None
         self._alarm.close()
         if self._error is None and not ended:

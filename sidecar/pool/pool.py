@@ -11,7 +11,7 @@ from typing import Final
 from sidecar.drive import Round
 from sidecar.errors import Draining, PoolExhausted, UpstreamCut
 from sidecar.pool.answer import Answer
-from sidecar.pool.connection import Connection, Phase, Stale
+from sidecar.pool.connection import HEAD, LOST, Connection, Stale
 from sidecar.pool.dial import Dialer
 from sidecar.types import Deadline, Origin, Outbound, PoolLimits
 
@@ -71,7 +71,7 @@ class Bulkhead:
         return True
 
     def dialed(self, connection: Connection) -> None:
-        if connection.phase is Phase.LOST:  # closed in the moment it was made
+        if connection.phase is LOST:  # closed in the moment it was made
             self.undialed()
             return
         self.dialing -= 1
@@ -84,7 +84,7 @@ class Bulkhead:
 
     def freed(self, connection: Connection) -> None:
         """An exchange has ended well: the connection goes to the first who waits, or is idle."""
-        if connection.phase is Phase.LOST:  # while it changed hands
+        if connection.phase is LOST:  # while it changed hands
             return
         if connection.retire_at <= connection.idle_since or self._pool.closed:
             connection.shut()
@@ -216,7 +216,7 @@ class Pool:
             try:
                 if sent is None:
                     connection.begin(outbound, deadline)
-                if connection.phase is Phase.HEAD:
+                if connection.phase is HEAD:
                     await connection.signal
                 head = connection.head()
                 return Answer(head.status, head.headers, head.index, connection)

@@ -46,6 +46,9 @@ class Phase(enum.Enum):
     CLOSED = "closed"
 
 
+HEAD, BODY, SERVING, LINGER, CLOSED = Phase  # to look up a member in its class takes Python 3.11 twelve times as long
+
+
 class Connection(Sending):
     """See the module."""
 
@@ -60,7 +63,7 @@ class Connection(Sending):
         self.scheme = "https" if secure else "http"
         self.client: tuple[str, int] | None = None
         self.local: tuple[str, int | None] | None = None
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self.reader = RequestReader(server.limits)
         self.cycle: Cycle | None = None
         self.again: Again | None = None
@@ -89,17 +92,17 @@ class Connection(Sending):
     def data_received(self, data: bytes) -> None:
         phase = self.phase
         if (again := self.again) is not None:
-            if phase is Phase.HEAD:
+            if phase is HEAD:
                 if (same := again.split(data)) is not None and self.reader.idle:
                     self._serve_again(again, same[0], same[1])
                     return
-            elif phase is Phase.SERVING and not self.reader.done:  # the request it serves was never the reader's
+            elif phase is SERVING and not self.reader.done:  # the request it serves was never the reader's
                 self.reader.pass_over()
-        if phase is Phase.LINGER or phase is Phase.CLOSED:  # TLS reads on while it closes
+        if phase is LINGER or phase is CLOSED:  # TLS reads on while it closes
             self._discard(data)
             return
         try:
-            began = phase is Phase.HEAD and self.reader.idle
+            began = phase is HEAD and self.reader.idle
             events = self.reader.feed(data)
             if events:
                 self._take(events)
@@ -120,7 +123,7 @@ class Connection(Sending):
         """Serve a request whose head is the last one's but for its length. The reader knows nothing of it."""
         self.asked += 1
         self.server.idle.pop(self, None)
-        self.phase = Phase.SERVING
+        self.phase = SERVING
         self._alarm.at = None
         head, size = again.head, len(body)
         cycle = self.cycle = Cycle(
@@ -162,7 +165,7 @@ class Connection(Sending):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone()
-        self.phase = Phase.CLOSED
+        self.phase = CLOSED
         self._alarm.close()
         self._watch(hangup=False)
         self.transport = None
@@ -173,7 +176,7 @@ class Connection(Sending):
         self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
 
     def resume_writing(self) -> None:
-        if self.phase is Phase.SERVING:
+        if self.phase is SERVING:
             self._alarm.clear()
             if self.cycle is None:  # the next request has waited for this
                 self._loop.call_soon(self._next)
@@ -191,12 +194,12 @@ class Connection(Sending):
                 self._body_bytes += len(event)
             elif event is END:
                 assert cycle is not None
-                self.phase = Phase.SERVING
+                self.phase = SERVING
                 self._alarm.clear()
                 cycle.whole = True
             else:
                 cycle = self._begin(event)
-        if self.phase is Phase.BODY:
+        if self.phase is BODY:
             self._read_on()
         elif self.reader.excess > HIGH_WATER:
             self._hold()
@@ -209,7 +212,7 @@ class Connection(Sending):
     def _begin(self, head: RequestHead) -> Cycle:
         self.asked += 1
         self.server.idle.pop(self, None)
-        self.phase = Phase.BODY
+        self.phase = BODY
         self._body_began = self._loop.time()
         self._body_bytes = 0
         last = not head.keep_alive or self.asked >= MAX_REQUESTS
@@ -246,7 +249,7 @@ class Connection(Sending):
             self._reading = False
             self._held_at = self._loop.time()
             self.transport.pause_reading()
-            if self.phase is Phase.BODY:
+            if self.phase is BODY:
                 self._alarm.clear()
             self._watch(hangup=True)
 
@@ -256,7 +259,7 @@ class Connection(Sending):
             self._reading = True
             self._watch(hangup=False)
             self.transport.resume_reading()
-            if self.phase is Phase.BODY:
+            if self.phase is BODY:
                 self._body_began += self._loop.time() - self._held_at  # the wait was ours
                 self._read_on()
 
@@ -276,7 +279,7 @@ class Connection(Sending):
 
     def answered(self, cycle: Cycle) -> None:
         """The answer is written. On to the next request, or to the end."""
-        if self.cycle is not cycle or self.phase is Phase.CLOSED:
+        if self.cycle is not cycle or self.phase is CLOSED:
             return
         self.cycle = None
         if not cycle.whole:  # part of the body is still to come, and nobody wants it
@@ -296,16 +299,16 @@ class Connection(Sending):
     def _rest(self, seconds: float) -> None:
         """Between requests, for so long at most; but who does not take answers gets no more of them."""
         if self.writable and self.transport is not None:
-            self.phase = Phase.HEAD
+            self.phase = HEAD
             self.server.idle[self] = None
             self._alarm.set(self._loop.time() + seconds)
 
     def _next(self) -> None:
-        if self.transport is None or self.phase is not Phase.SERVING or self.cycle is not None:
+        if self.transport is None or self.phase is not SERVING or self.cycle is not None:
             return
         if not self.writable:  # who does not take answers gets no more of them
             return
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self.server.idle[self] = None
         settings = self.server.settings
         try:
@@ -336,7 +339,7 @@ class Connection(Sending):
         transport = self.transport
         if transport is None:
             return
-        self.phase = Phase.LINGER
+        self.phase = LINGER
         self.server.idle.pop(self, None)
         self.unhold()
         self._alarm.set(self._loop.time() + LINGER_SECONDS)
@@ -355,7 +358,7 @@ class Connection(Sending):
     def close(self) -> None:
         """Close once what is written has been taken."""
         if self.transport is not None:
-            self.phase = Phase.CLOSED
+            self.phase = CLOSED
             self.server.idle.pop(self, None)
             self.flush()
             self.transport.close()
@@ -363,21 +366,21 @@ class Connection(Sending):
 
     def abort(self) -> None:
         if self.transport is not None:
-            self.phase = Phase.CLOSED
+            self.phase = CLOSED
             self.server.idle.pop(self, None)
             self.flush()  # what was sent before it broke
             self.transport.abort()
 
     def _ring(self) -> None:
         """A deadline has passed."""
-        if self.phase is Phase.LINGER and self._takes():
+        if self.phase is LINGER and self._takes():
             self._alarm.set(self._loop.time() + self.server.settings.send_stall_seconds)
             return
-        if self.phase in (Phase.LINGER, Phase.CLOSED) or not self.writable:
+        if self.phase in (LINGER, CLOSED) or not self.writable:
             if not self.writable:
                 self.server.note("stalled", "the client does not take its answer", self.client)
             self.abort()
-        elif self.phase is Phase.BODY:
+        elif self.phase is BODY:
             self._refuse(Malformed("the body took too long to arrive", 408))
         elif not self.reader.idle:
             self._refuse(Malformed("the head of the request took too long to arrive", 408))
