@@ -35,6 +35,7 @@ class Reader(asyncio.Protocol):
         self._left = times
         self._done = done
         self._pieces: list[tuple[float, bytes]] = []
+        self.late = False  # the last stream
         self.streams: list[list[tuple[float, bytes]]] = []  # what came and when; before it the moment of asking
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,6 +64,8 @@ class Reader(asyncio.Protocol):
             self._done.set_result(None)
 
     def abort(self) -> None:
+        """Whoever has not ended by now is late."""
+        self.late = not self._done.done()
         self._transport.abort()
 
 
@@ -89,7 +92,11 @@ def run(
     """So many streams at once, each so often, begun evenly over the length of one. `limit`: seconds for all of it."""
     readers = uvloop.run(_run(port, request, streams, each, limit))
     first, gaps, failed = list[float](), list[float](), Counter[str]()
+    late = [reader.streams[-1] for reader in readers if reader.late and reader.streams]
     for pieces in itertools.chain.from_iterable(reader.streams for reader in readers):
+        if any(pieces is each for each in late):
+            failed["timeout"] += 1
+            continue
         body = body_of(b"".join(piece for _, piece in pieces))
         if right(body):
             to_first, between = times(pieces)

@@ -74,7 +74,9 @@ class Sidecar:
         self._duty = exchange.Duty()
         self._ledger.open = False  # until open_log
         self._cache: Cache | None = None
-        self._spine = self._build(_loaded(config))
+        found = _loaded(config)
+        self._store = exchange.share(found, self._limits, self._ledger.note)
+        self._spine = self._build(found)
         self._guard = guard
         self._draining = False
         self._memory = Pressure(self.config.server.workers, guest=not guard)
@@ -104,7 +106,7 @@ class Sidecar:
         limits = self._limits
         limits.queue = config.queue
         self._duty.set_budget(config.retry.budget_percent, config.retry.budget_minimum)
-        self._cache = configured(config, getattr(self, "_store", None), self._cache)
+        self._cache = configured(config, self._store, self._cache)
         routes = routing.build(config)
         return exchange.Spine(
             config=config,
@@ -143,6 +145,8 @@ class Sidecar:
             self._spine = self._build(self.config)
         self._loop = loop
         self._memory.watch.start(loop)
+        if self._store is not None:
+            self._store.open()
 
     def reload(self, config: Config) -> None:
         """Serve what comes from now on under another configuration; what is under way finishes under its own."""
@@ -167,6 +171,8 @@ class Sidecar:
             flight.task.cancel()
         self._memory.watch.stop()
         await self._pool.aclose()
+        if self._store is not None:
+            await self._store.aclose()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -249,6 +255,9 @@ class Sidecar:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                if self._store is not None:
+                    self._store.open()
+                    await self._store.ready()
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.aclose()
@@ -290,7 +299,7 @@ class Sidecar:
         return Response(b"ok\n", media_type="text/plain")
 
     async def _metrics(self, request: Request) -> Response:
-        more = self._memory.metrics() + (b"" if self._cache is None else self._cache.metrics())
+        more = b"".join(each.metrics() for each in (self._memory, self._store, self._cache) if each is not None)
         return Response(self._ledger.metrics() + more, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _status(self, request: Request) -> Response:
@@ -304,6 +313,7 @@ class Sidecar:
                 "memory": self._memory.stats(),
                 "cache": {"state": "off"} if self._cache is None else {"state": "on", **self._cache.stats()},
                 "requests": self._ledger.stats(),
+                **({} if self._store is None else {"store": self._store.stats()}),
             }
         )
 

@@ -168,36 +168,25 @@ class Counter:
 
     def _reserve(self, now: float, input: int, output: int) -> Reservation | Refused | None:
         """The same with tokens. Of limits that are short the one that will be for the longest refuses."""
-        permit, limit, worst = self._reservation(now, input, output), "", ROUNDING
-        buckets = permit.buckets or ()
-        if self._interval is not None:
-            early = max(now, self._due) + self._interval - PERIOD_SECONDS - now
-            if early > worst:
-                worst, limit = early, "requests_per_minute"
-        for bucket, amount in zip(buckets, permit.amounts, strict=True):
-            if (early := bucket.early(amount, now)) > worst:
-                worst, limit = early, bucket.name
+        buckets, interval, due = self.tokens or (), self._interval, self._due
+        amounts, early, limit = rates.look(buckets, input, output, now)
+        if interval is not None:
+            if due < now:
+                due = now
+            due += interval
+            if due - PERIOD_SECONDS - now > early:
+                early, limit = due - PERIOD_SECONDS - now, "requests_per_minute"
         if limit:
-            return Refused(self.key, limit, worst)
-        if self._interval is not None:
-            self._due = max(now, self._due) + self._interval
-        for bucket, amount in zip(buckets, permit.amounts, strict=True):
-            bucket.take(amount, now)
+            return Refused(self.key, limit, early)
+        self._due = due
+        rates.take(buckets, amounts, now)
         running = self.running + 1
         if running > self._full:
             return None
         self.running = running
         if running == self._full:
             self._fill(now)
-        return permit
-
-    def _reservation(self, now: float, input: int, output: int) -> Reservation:
-        """Of so much, and of none more than there may be; nothing is taken yet."""
-        amounts = []
-        for bucket in self.tokens or ():
-            amount = input * bucket.per_input + output * bucket.per_output
-            amounts.append(min(amount, PERIOD_SECONDS))
-        return Reservation(self, now, self.tokens, amounts)
+        return Reservation(self, now, buckets, amounts)
 
     def wait(
         self, now: float, rank: int, cost: float, patience: float, input: int = 0, output: int = 0
@@ -207,7 +196,9 @@ class Counter:
         `rank`: of RANKS. Where the queue is full, the last one of a lower class leaves it for this one. `cost`: from 0
         to 1. `patience`: seconds. `input`, `output`: as `enter` was told, at the same `now`.
         """
-        permit = self if self.tokens is None else self._reservation(now, input, output)
+        permit: Counter | Reservation = self
+        if self.tokens is not None:
+            permit = Reservation(self, now, self.tokens, rates.look(self.tokens, input, output, now)[0])
         queue, waiting = self._limits.queue, self.waiting
         seconds = min(queue.wait_seconds, patience)
         place = (rank, now + cost * HANDICAP * queue.wait_seconds, next(serial))

@@ -71,23 +71,10 @@ class Bucket:
         self.per_input = PERIOD_SECONDS / per_minute * self._input
         self.per_output = PERIOD_SECONDS / per_minute * self._output
 
-    def early(self, amount: float, now: float) -> float:
-        """Seconds until so much is there: over ROUNDING, and it is not."""
-        due = self.due
-        return (due - now if due > now else 0.0) + amount - PERIOD_SECONDS
-
-    def take(self, amount: float, now: float) -> None:
-        """It is used; the bucket may be overdrawn by it."""
-        if self.due <= now:
-            self.since = now
-            self.due = now + amount
-        else:
-            self.due += amount
-
     def settle(self, reserved: float, used: float, began: float, now: float) -> None:
         """So much was used of what was reserved at the time `began`: the difference is taken, or given back."""
         if used >= reserved:
-            self.take(used - reserved, now)
+            take((self,), (used - reserved,), now)
         elif self.since <= began:
             self.due += used - reserved  # below now it is as empty as at it
 
@@ -108,6 +95,35 @@ def buckets(limits: TokenLimits, known: Iterable[Bucket]) -> tuple[Bucket, ...]:
             bucket.allow(most)
             made.append(bucket)
     return tuple(made)
+
+
+def look(buckets: Iterable[Bucket], input: int, output: int, now: float) -> tuple[list[float], float, str]:
+    """What a request takes of each bucket, of none more than there may be; and which is short for the longest.
+
+    Of that the seconds until there is enough, and its name: ROUNDING and "" where none is short. Takes nothing.
+    """
+    amounts, longest, name = [], ROUNDING, ""
+    for bucket in buckets:
+        amount = input * bucket.per_input + output * bucket.per_output
+        if amount > PERIOD_SECONDS:  # each request with tokens comes here: a call of min() would be a tenth of it all
+            amount = PERIOD_SECONDS
+        amounts.append(amount)
+        early = amount - PERIOD_SECONDS
+        if bucket.due > now:
+            early += bucket.due - now
+        if early > longest:
+            longest, name = early, bucket.name
+    return amounts, longest, name
+
+
+def take(buckets: Iterable[Bucket], amounts: Iterable[float], now: float) -> None:
+    """It is used, of each; buckets may be overdrawn by it."""
+    for bucket, amount in zip(buckets, amounts, strict=True):
+        if bucket.due > now:
+            bucket.due += amount
+        else:
+            bucket.since = now
+            bucket.due = now + amount
 
 
 def left(name: str, per_minute: int, due: float, now: float) -> Left:

@@ -69,10 +69,12 @@ def test_reserving_and_settling_is_as_a_leaky_bucket_has_it(acts: list[tuple[str
         moment = float(now)
         if act == "take":
             reserved = min(tokens, PER_MINUTE)
-            early = ours.early(reserved * ours.per_input, moment)
-            assert early == float(model.wait(tokens))
-            if early <= ROUNDING:
-                ours.take(reserved * ours.per_input, moment)
+            amounts, early, name = rates.look((ours,), tokens, 0, moment)
+            assert amounts == [reserved * ours.per_input]
+            assert early == max(float(model.wait(tokens)), ROUNDING)
+            assert name == ("tokens_per_minute" if early > ROUNDING else "")
+            if not name:
+                rates.take((ours,), amounts, moment)
                 held.append((reserved, moment, model.take(reserved)))
         elif held:
             reserved, began, empty = held.pop(which % len(held))
@@ -97,10 +99,10 @@ def test_whatever_is_settled_never_is_more_there_than_all_or_less_used_than_noth
     ours = bucket(per_minute)
     for passed, reserved, used in acts:
         began, now = now, now + passed
-        amount = min(reserved * ours.per_input, 60.0)
-        if ours.early(amount, began) <= ROUNDING:
-            ours.take(amount, began)
-            ours.settle(amount, used * ours.per_input, began, now)
+        amounts, _, name = rates.look((ours,), reserved, 0, began)
+        if not name:
+            rates.take((ours,), amounts, began)
+            ours.settle(amounts[0], used * ours.per_input, began, now)
         left = ours.left(now)
         assert 0 <= left.remaining <= per_minute
         if used == 0 and left.reset == 0:
@@ -109,8 +111,8 @@ def test_whatever_is_settled_never_is_more_there_than_all_or_less_used_than_noth
 
 def test_what_has_leaked_of_a_reservation_is_not_given_back() -> None:
     ours = bucket()
-    ours.take(60.0, 1000.0)
-    ours.take(60.0, 1060.0)  # the first has leaked, and is not known any more
+    rates.take((ours,), (60.0,), 1000.0)
+    rates.take((ours,), (60.0,), 1060.0)  # the first has leaked, and is not known any more
     ours.settle(60.0, 0.0, 1000.0, 1060.0)
     assert ours.left(1060.0).remaining == 0
     ours.settle(60.0, 1.0, 1060.0, 1060.0)
@@ -119,10 +121,10 @@ def test_what_has_leaked_of_a_reservation_is_not_given_back() -> None:
 
 def test_what_was_not_foreseen_is_taken_later_and_waited_for() -> None:
     ours = bucket()
-    ours.take(1.0, 1000.0)
+    rates.take((ours,), (1.0,), 1000.0)
     ours.settle(1.0, 90.0, 1000.0, 1000.0)
     assert ours.left(1000.0) == ("tokens_per_minute", PER_MINUTE, 0, 90.0)
-    assert ours.early(1.0, 1000.0) == 31.0
+    assert rates.look((ours,), 64, 0, 1000.0) == ([1.0], 31.0, "tokens_per_minute")
 
 
 def test_each_kind_counts_what_it_is_called_by() -> None:
@@ -137,7 +139,7 @@ def test_each_kind_counts_what_it_is_called_by() -> None:
 
 def test_another_bound_keeps_what_has_been_used() -> None:
     (first,) = rates.buckets((None, 60, None), ())
-    first.take(30.0, 0.0)
+    rates.take((first,), (30.0,), 0.0)
     (again,) = rates.buckets((None, 120, None), (first,))
     assert again is first
     assert again.left(0.0) == ("input_tokens_per_minute", 120, 60, 30.0)

@@ -2,7 +2,7 @@
 
 from sidecar.exchange.hits import Direct, Over
 from sidecar.exchange.lane import Lane, take
-from sidecar.exchange.shared import Shared
+from sidecar.exchange.shared import share
 from sidecar.exchange.spine import STEPS, request_id, run
 from sidecar.exchange.state import Duty, Spine, askers_of, limits_of
 
@@ -12,11 +12,11 @@ __all__ = [
     "Duty",
     "Lane",
     "Over",
-    "Shared",
     "Spine",
     "askers_of",
     "limits_of",
     "request_id",
     "run",
+    "share",
     "take",
 ]

@@ -22,6 +22,7 @@ from sidecar.errors import (
     UpstreamRedirect,
     UpstreamTimeout,
 )
+from sidecar.exchange.shared import Ask
 from sidecar.exchange.spending import Paying, guess, heed, pick, reserve, undo
 from sidecar.exchange.state import Attempt, Exchange, Place
 from sidecar.exchange.verdict import LEARNING, blamed, cause_in_answer, tell
@@ -29,6 +30,7 @@ from sidecar.limits import RANKS, Counter, cost
 from sidecar.relay import Across, Opaque, Through, Way, gather
 from sidecar.request import Asking
 from sidecar.retry import Cause
+from sidecar.store import BUDGET_SECONDS
 from sidecar.types import Counting, Deadline, Inbound, Outbound, Permit, Refused, Target, Wait
 from sidecar.wire.body import LONG_BYTES
 from sidecar.wire.coding import Inflate
@@ -315,16 +317,40 @@ def _way(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> Across | Opa
 
 async def admit(exchange: Exchange, counter: Counting, decision: Permit | Refused | None) -> Permit:
     """Leave to go on, if need be after a bounded wait in the queue. Raises the refusal of whose limit it is."""
-    if decision is None:
-        moment, asking = now(), exchange.asking
+    if isinstance(decision, Ask):
+        decision = await _ask(exchange, decision)
+    elif decision is None:
+        moment = now()
         tokens = guess(exchange).whole(counter.usual) if counter.tokens is not None else ()
-        patience = min(exchange.expires, exchange.outcome.started + asking.patience) - moment
-        price = cost(exchange.record.bytes_in, exchange.view.max_tokens)
-        wait = counter.wait(moment, _rank(asking), price, patience, *tokens)
+        wait = counter.wait(moment, _rank(exchange.asking), _cost(exchange), _patience(exchange, moment), *tokens)
         decision = wait if isinstance(wait, Refused) else await _queue(exchange, wait)
     if isinstance(decision, Refused):
         raise _refusal(decision)
     return decision
+
+
+async def _ask(exchange: Exchange, ask: Ask) -> Permit | Refused:
+    """What the store says, or what stands in for it where this request has waited for it long enough in all."""
+    counter, client = ask.counter, exchange.client
+    if not counter.line:
+        began = now()
+        decision = await counter.ask(ask.input, ask.output, BUDGET_SECONDS - exchange.store_seconds)
+        exchange.store_seconds += now() - began
+        if decision is not None:
+            return decision
+    client.stay = False  # nothing has been asked for it that should be heard out
+    decision = await counter.queue(ask, _rank(exchange.asking), _cost(exchange), _patience(exchange, now()))
+    client.stay = exchange.spine.stays
+    return decision
+
+
+def _cost(exchange: Exchange) -> float:
+    return cost(exchange.record.bytes_in, exchange.view.max_tokens)
+
+
+def _patience(exchange: Exchange, moment: float) -> float:
+    """Seconds that the client will wait yet, by its own word."""
+    return min(exchange.expires, exchange.outcome.started + exchange.asking.patience) - moment
 
 
 def _rank(asking: Asking) -> int:

@@ -14,15 +14,17 @@ from __future__ import annotations
 import asyncio
 import random
 from bisect import insort
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from sidecar.clock import now
+from sidecar.config import Config
 from sidecar.limits import HANDICAP, Counter, Limits, Reservation, serial
 from sidecar.rates import KINDS, NO_TOKENS, PERIOD_SECONDS, TokenLimits
-from sidecar.store import DECIDE, LEASE_SECONDS, LOST, Store, keys
+from sidecar.store import BUDGET_SECONDS, DECIDE, LEASE_SECONDS, LOST, Store, keys
 from sidecar.types import Permit, Refused
 
 _AGAIN_SECONDS: Final = (0.02, 0.06)  # until the first in line asks again: drawn between them
@@ -122,23 +124,28 @@ class Shared(Counter):
 
     # -- with the store
 
-    async def ask(self, input: int, output: int) -> Permit | Refused | None:
-        """What the store says; None: all slots are taken. Where it says nothing, what our share says."""
+    async def ask(self, input: int, output: int, patience: float = BUDGET_SECONDS) -> Permit | Refused | None:
+        """What the store says; None: all slots are taken. Where it says nothing in time, what our share says.
+
+        `patience`: seconds. Nobody waits much longer than for wire.ANSWER_SECONDS anyway.
+        """
         if self.adapted is not None and self.running >= self.adapted:
             return None
-        decided: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        decided: asyncio.Future[object] = loop.create_future()
         lease = self._lease(input, output)
 
         def done(reply: Any) -> None:
             decision = reply if reply is LOST else self._read(reply, lease, names)
-            if not decided.done():
-                decided.set_result(decision)
-            else:
+            if decided.done():
                 self._undo(decision)
+            else:
+                decided.set_result(decision)
 
         names, parts = self._question(lease)
-        if not self._store.ask(DECIDE, self._keys, parts, done):
+        if patience <= 0 or not self._store.ask(DECIDE, self._keys, parts, done):
             return self.locally(input, output)
+        timer = loop.call_later(patience, _give_up, decided) if patience < BUDGET_SECONDS else None
         try:
             decision = await decided
         except BaseException:
@@ -146,6 +153,9 @@ class Shared(Counter):
                 self._undo(decided.result())
             decided.cancel()
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         return self.locally(input, output) if decision is LOST else decision  # type: ignore[return-value]  # LOST is one object
 
     def _lease(self, input: int, output: int) -> Lease:
@@ -275,6 +285,20 @@ class Shared(Counter):
 
     def __repr__(self) -> str:
         return f"<Shared {self.key}: {self.running} running of {self.most}, {len(self.line)} in line>"
+
+
+def share(config: Config, limits: Limits, tell: Callable[[dict[str, Any]], object]) -> Store | None:
+    """The store that limits are counted in from now on; None: in memory. `tell`: as the store's."""
+    if config.store.url.form == "memory":
+        return None
+    store = Store(config.store, config.server.workers, tell)
+    limits.make = lambda key, owner: Shared(key, owner, store)
+    return store
+
+
+def _give_up(decided: asyncio.Future[object]) -> None:
+    if not decided.done():
+        decided.set_result(LOST)
 
 
 def _part(most: int | None, parts: int) -> int | None:

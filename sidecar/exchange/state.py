@@ -243,5 +243,6 @@ class Exchange(msgspec.Struct, eq=False):
     before: list[Usage] = []  # of what broke off
     limits: tuple[Counting, ...] = ()  # that it is under, where some are of tokens: the client is told what is left
     guess: Guess | None = None  # of its tokens
+    store_seconds: float = 0.0  # waited for the store, in all
     spent: bool = False  # asking again is of no use now: the client is told so
     held: int = 0  # bytes of the body that are counted (memory.Room)

@@ -25,7 +25,8 @@ from sidecar.store.wire import LOST, Done, Lane
 
 LEASE_SECONDS: Final = 5.0  # that a slot is held after its sidecar's last heartbeat
 BEAT_SECONDS: Final = 1.0
-BUDGET_SECONDS: Final = 0.025  # who has waited so long for it in all does not ask again: 50 ms are the most, all told
+READY_SECONDS: Final = 1.0  # that a start is put off until the store has been found
+BUDGET_SECONDS: Final = 0.045  # that one request waits for it, for all that it asks
 _MOST_IDS: Final = 500  # renewed by one command
 _ELSEWHERE: Final = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 _LOADS: Final = [command("SCRIPT", "LOAD", each.text) for each in (DECIDE, SETTLE, RENEW, BEAT)]
@@ -52,6 +53,8 @@ class Store:
         self._name = b""
         self._serial = itertools.count()
         self._why = ""  # it was last lost
+        self._known = False  # whether it is there
+        self._waits: list[asyncio.Future[None]] = []
         self._calls: Counter[str] = Counter()
         self._waited = 0.0  # seconds, for all answers
         self._longest = 0.0
@@ -68,9 +71,20 @@ class Store:
         self._loop = loop
         self._name = os.urandom(8).hex().encode()
         self._held.clear()
+        self._known = False
         self._values = None
         self._decisions = connect(self.place, self._settings.tls_ca, _LOADS, self._told)
         self._beat()
+
+    async def ready(self, seconds: float = READY_SECONDS) -> None:
+        """Wait until it is known whether the store is there, at most so long: before requests come."""
+        waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits.append(waits)
+        timer = asyncio.get_running_loop().call_later(seconds, _end, waits)
+        if not self._known:
+            await waits
+        timer.cancel()
+        self._waits.remove(waits)
 
     async def aclose(self) -> None:
         """Say that this one is no more, and close."""
@@ -210,6 +224,9 @@ class Store:
             self.sidecars = max(1, sidecars)
 
     def _told(self, why: str | None) -> None:
+        self._known = True
+        for each in self._waits:
+            _end(each)
         self._why = why or self._why
         self._tell({"event": "store", "up": why is None, **({"why": why} if why else {})})
 
@@ -256,6 +273,11 @@ class Store:
 
 def _unheard(reply: Any) -> None:
     """Of what nobody waits for."""
+
+
+def _end(waits: asyncio.Future[None]) -> None:
+    if not waits.done():
+        waits.set_result(None)
 
 
 def _some(ids: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:

@@ -19,7 +19,7 @@ from sidecar.secret import Secret
 from sidecar.store.resp import Broken, Replies, ReplyError, command
 
 LOST: Final = object()  # instead of a reply: there will be none
-ANSWER_SECONDS: Final = 0.02  # for an answer, or nobody waits any more
+ANSWER_SECONDS: Final = 0.04  # for an answer, or nobody waits any more
 _GRACE_SECONDS: Final = 0.003  # for an answer that has come, but that this process was too busy to read
 CONNECT_SECONDS: Final = 1.0  # for a connection and its first answer, while nobody waits
 _REST_SECONDS: Final = (0.1, 1.0)  # before a new one is tried; doubled up to the second

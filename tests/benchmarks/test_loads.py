@@ -106,7 +106,7 @@ def test_streams_that_never_end_are_left() -> None:
 
     with server(serve) as port:
         measured = streams.run(port, REQUEST, right, streams=2, each=2, limit=0.5)
-    assert measured.failed == {"wrong": 2, "unasked": 2}
+    assert measured.failed == {"timeout": 2, "unasked": 2}
 
 
 def test_each_failure_is_counted_by_its_class() -> None:

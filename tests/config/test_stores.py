@@ -154,6 +154,8 @@ LIMITED = '[server]\nworkers = {}\n[providers.openai]\napi_key = "caller"\n{}\n'
     [
         (4, "[providers.openai.limits]\nrequests_per_minute = 60", True),
         (4, '[callers.web]\nkey = "sha256:' + "0" * 64 + '"\nconcurrency = 4', True),
+        (4, "[providers.openai.limits]\ntokens_per_minute = 60", True),
+        (4, '[models.fast]\ntargets = ["openai/x"]\nrequests_per_minute = 4', True),
         (1, "[providers.openai.limits]\nrequests_per_minute = 60", False),
         (4, "", False),
         (4, '[providers.openai.limits]\nrequests_per_minute = 60\n[store]\nurl = "redis://h"', False),

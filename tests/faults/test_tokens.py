@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from sidecar import rates
 from sidecar.config import Breaker, Limits, Model, OnDisconnect, Retry
 from sidecar.rates import KINDS, input_tokens
 from tests.e2e.doors import CALLER_KEY, caller
@@ -368,7 +369,7 @@ async def test_a_provider_that_is_out_of_tokens_sends_the_request_on() -> None:
     ) as stand:
         lab = stand.app._limits._counters["provider:lab"]
         assert lab.tokens is not None
-        lab.tokens[0].take(60.0, asyncio.get_running_loop().time())
+        rates.take(lab.tokens, (60.0,), asyncio.get_running_loop().time())
         told = await stand.ask(ask(LAB, model="two", stream=False))
         assert told.get(b"x-sidecar-provider") == b"claude"
         alone = await stand.ask(ask(LAB, stream=False))

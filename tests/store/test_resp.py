@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import redis.asyncio.connection
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sidecar.store.resp import Broken, Replies, ReplyError, command
 from tests.store.servers import Redis
 
+OTHER = redis.asyncio.connection.Connection()
 PART = st.one_of(st.binary(max_size=40), st.text(max_size=20), st.integers(-(10**15), 10**15))
 REPLY = st.recursive(
     st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.binary(max_size=60)),
@@ -31,10 +32,10 @@ def written(reply: Any) -> bytes:
             return b"*%d\r\n" % len(reply) + b"".join(map(written, reply))
 
 
+@settings(max_examples=40, deadline=None)
 @given(parts=st.lists(PART, min_size=1, max_size=6))
 def test_commands_are_written_as_redis_py_writes_them(parts: list[str | bytes | int]) -> None:
-    other = redis.asyncio.connection.Connection()
-    assert command(b"CMD", *parts) == b"".join(other.pack_command(b"CMD", *parts))
+    assert command(b"CMD", *parts) == b"".join(OTHER.pack_command(b"CMD", *parts))
 
 
 @given(replies=st.lists(REPLY, min_size=1, max_size=5), cuts=st.lists(st.integers(0, 400), max_size=6))

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from sidecar.rates import Bucket
 from sidecar.store import scripts
 from sidecar.store.resp import Replies, command
 from sidecar.store.scripts import SOURCES, Script, keys, script
@@ -81,11 +80,32 @@ def steps(*kinds: str) -> st.SearchStrategy[list[Step]]:
     return st.lists(step, min_size=1, max_size=25)
 
 
+class Leak:
+    """A bucket as rates.Bucket describes it, in seconds of its leak."""
+
+    def __init__(self) -> None:
+        self.due = self.since = 0.0
+
+    def early(self, amount: float, now: float) -> float:
+        return max(self.due - now, 0.0) + amount - 60.0
+
+    def take(self, amount: float, now: float) -> None:
+        if self.due <= now:
+            self.due = self.since = now
+        self.due += amount
+
+    def settle(self, reserved: float, used: float, began: float, now: float) -> None:
+        if used >= reserved:
+            self.take(used - reserved, now)
+        elif self.since <= began:
+            self.due = max(self.due + used - reserved, now)
+
+
 class Model:
-    """What the memory's own buckets would say (rates.Bucket), and the leases that are out, by when they end."""
+    """What buckets and leases would be on one machine, with one clock."""
 
     def __init__(self, most: int) -> None:
-        self.buckets = [Bucket(name, 1, 1, 60) for name in NAMES]
+        self.buckets = [Leak() for _ in NAMES]
         self.most = most
         self.leases: dict[bytes, int] = {}
         self.now = 1_000_000  # us

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,7 +121,7 @@ async def test_a_server_that_stands_still_holds_nobody_up(own_server: Redis) -> 
             assert await decide(store) in (None, LOST)
             longest = max(longest, loop.time() - began)
             await asyncio.sleep(0.01)
-        assert 0.02 <= longest < 0.05 + 0.2  # for a machine that is busy with others; alone it is 23 ms
+        assert 0.039 <= longest < 0.05 + 0.2  # for a machine that is busy with others; alone it is 43 ms
         assert calls(store)["lost"] == 1
         own_server.go_on()
         await until(lambda: store.up)
@@ -218,6 +220,27 @@ async def test_a_store_that_was_never_seen_is_shared_by_the_processes_that_are_k
         assert await store.delete(b"a") == 0
 
 
+async def test_a_start_waits_until_it_is_known_whether_the_store_is_there(server: Redis) -> None:
+    async with opened(server.url) as (store, _):
+        await store.ready()
+        assert store.up
+        await store.ready()
+    async with opened("redis://127.0.0.1:9") as (store, told):
+        await store.ready(10.0)
+        assert told
+        assert not store.up
+
+
+async def test_a_start_does_not_wait_for_ever() -> None:
+    async with fake() as server:
+        server.answer = lambda parts: None
+        async with opened(f"redis+cluster://127.0.0.1:{server.port}") as (store, _):
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await store.ready(0.05)
+            assert 0.04 < loop.time() - began < 0.9
+
+
 async def test_what_is_closed_asks_nothing_and_may_be_opened_again(server: Redis) -> None:
     async with opened(server.url) as (store, _):
         await until(lambda: store.up)
@@ -250,6 +273,26 @@ def test_another_loop_has_connections_of_its_own(server: Redis) -> None:
 async def _both(store: Store, work: Any) -> None:
     await work
     await store.aclose()
+
+
+async def test_the_rights_that_the_readme_names_are_enough(own_server: Redis) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rights = re.search(r"Under an ACL it needs\s+`([^`]+)`, for a cache `([^`]+)`", text)
+    assert rights is not None
+    own_server.ask("ACL", "SETUSER", "side", "on", ">pw", *rights[1].split(), *rights[2].split())
+    async with opened(own_server.url.replace("//", "//side:pw@")) as (store, told):
+        lease = store.lease()
+        assert (await decide(store, lease=lease, most=1, per_minute=60))[0] == 1
+        store.settle(WEB, [0, "tokens_per_minute", 5, 1])
+        store.hold(WEB, lease)
+        store._beat()
+        assert await store.set_many([(b"sidecar:cache:1", b"x")], 1.0)
+        assert await store.get_many([b"sidecar:cache:1"]) == [b"x"]
+        assert await store.delete(b"sidecar:cache:1") == 1
+        store.free(WEB, lease)
+        await until(lambda: own_server.ask("ZCARD", WEB.leases) == 0)
+        assert calls(store)["refused"] == 0
+        assert len(told) == 1
 
 
 async def test_it_tells_how_it_does(server: Redis) -> None:

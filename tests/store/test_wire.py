@@ -81,14 +81,14 @@ async def test_the_greeting_comes_first_and_its_error_is_told() -> None:
             assert told == ["it refuses: WRONGPASS", None]
 
 
-async def test_no_answer_costs_twenty_milliseconds_once_and_then_nothing() -> None:
+async def test_no_answer_costs_forty_milliseconds_once_and_then_nothing() -> None:
     async with fake() as server, lane(dialer("127.0.0.1", server.port)) as (found, told):
         await until(lambda: found.up)
         loop = asyncio.get_running_loop()
         server.answer = lambda parts: None
         began = loop.time()
         assert list(await asyncio.gather(*(said(found) for _ in range(3)))) == [LOST] * 3
-        assert 0.02 <= loop.time() - began < 0.5
+        assert 0.039 <= loop.time() - began < 0.5
         began = loop.time()
         assert [await said(found) for _ in range(100)] == [None] * 100
         assert loop.time() - began < 0.02
@@ -241,7 +241,7 @@ def test_a_greeting_logs_in_and_takes_the_database() -> None:
     assert greeting("u", Secret("p"), 0) == [command("AUTH", "u", "p"), command("PING")]
 
 
-def test_all_waits_together_are_below_fifty_milliseconds() -> None:
+def test_all_that_one_request_waits_is_below_fifty_milliseconds() -> None:
     from sidecar.store import BUDGET_SECONDS
 
-    assert BUDGET_SECONDS + wire.ANSWER_SECONDS + wire._GRACE_SECONDS < 0.05
+    assert wire.ANSWER_SECONDS + wire._GRACE_SECONDS < BUDGET_SECONDS < 0.05

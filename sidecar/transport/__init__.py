@@ -10,14 +10,14 @@ import contextlib
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidecar.app import Sidecar
 from sidecar.config import Config, load
-from sidecar.types import Message, Scope
+from sidecar.transport.answer import Answer, Asgi, Direct
+from sidecar.types import Headers, Scope
 
 if TYPE_CHECKING:
     import httpx
@@ -33,8 +33,8 @@ else:
     _Transport = object
 
 T = TypeVar("T")
+Noted = tuple[bytes, bytes, Headers, dict[bytes, bytes], dict[str, Any]]  # path, query, headers, by name, and notes
 
-_HIGH_WATER = 64 * 1024  # bytes of an answer held for a client that does not read
 _END_SECONDS = 1.0
 
 
@@ -55,25 +55,39 @@ class SidecarTransport(_Transport):
         self._lock = threading.Lock()  # of the two below, held for no longer than it takes to look
         self._sidecars: dict[asyncio.AbstractEventLoop, Sidecar] = {}  # a pool lives on one loop
         self._thread: _LoopThread | None = None
+        self._last: Noted = (b"", b"", [], {}, {})
 
     async def handle_async_request(self, request: Any) -> Any:
-        module = _library(request)
-        answer = _Answer(self._sidecar(), _scope(request), await _body(request), _timeouts(request), module)
-        await answer.begin()
-        return answer.response(_stream_type(module, "AsyncByteStream")(answer))
+        answer = await self._begin(request, await _body(request))
+        return answer.response(_stream_type(answer.module, "AsyncByteStream")(answer))
 
     def handle_request(self, request: Any) -> Any:
-        module = _library(request)
         data = b"".join(request.stream)
         thread = self._loop_thread()
+        answer = thread.run(self._begin(request, data))
+        return answer.response(_stream_type(answer.module, "SyncByteStream")(answer, thread))
 
-        async def start() -> _Answer:
-            answer = _Answer(self._sidecar(), _scope(request), data, _timeouts(request), module)
-            await answer.begin()
-            return answer
+    async def _begin(self, request: Any, data: bytes) -> Answer:
+        """Its answer, of which the head has come: straight from the spine, or by ASGI where the path is no hot one."""
+        sidecar, module, timeouts = self._sidecar(), _library(request), _timeouts(request)
+        answer: Direct | Asgi
+        if request.method == "POST":
+            answer = Direct(*self._noted(request), data, timeouts, module)
+            if answer.start(sidecar):
+                await answer.begin()
+                return answer
+        answer = Asgi(sidecar, _scope(request), data, timeouts, module)
+        await answer.begin()
+        return answer
 
-        answer = thread.run(start())
-        return answer.response(_stream_type(module, "SyncByteStream")(answer, thread))
+    def _noted(self, request: Any) -> Noted:
+        """The head of a request, but for its length, and what is made of it: mostly it is that of the last."""
+        path, _, query = request.url.raw_path.partition(b"?")
+        headers = [(name.lower(), value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+        noted = self._last
+        if noted[2] != headers or noted[0] != path or noted[1] != query:
+            noted = self._last = (path, query, headers, dict(headers), {})
+        return noted
 
     async def aclose(self) -> None:
         with self._lock:
@@ -171,141 +185,13 @@ class _LoopThread:
             await asyncio.wait(left)
 
 
-class _Answer:
-    """One exchange driven without a server: its ASGI messages on one side, the client's reads on the other.
-
-    It owns the task of the exchange; closing it tells the app that the client has gone.
-    """
-
-    def __init__(
-        self, app: Sidecar, scope: Scope, data: bytes, timeouts: dict[str, float | None], module: ModuleType
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._scope = scope
-        scope["extensions"] = {"sidecar.gone": self._when_gone}
-        self._data: bytes | None = data
-        self._timeouts = timeouts
-        self.module = module
-        self._bodiless = scope["method"] == "HEAD"
-        self._gone: Any = None
-        self._start: Message | None = None
-        self._pieces: deque[bytes] = deque()
-        self._size = 0
-        self.complete = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._task = self._loop.create_task(app(scope, self._receive, self._send))
-        self._task.add_done_callback(self._over)
-
-    # -- the app's side
-
-    def _when_gone(self, callback: Any) -> None:
-        self._gone = callback
-
-    async def _receive(self) -> Message:
-        if self._data is not None:
-            data, self._data = self._data, None
-            return {"type": "http.request", "body": data, "more_body": False}
-        await self._loop.create_future()  # until the exchange is cancelled: nobody leaves but through close()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        if (piece := message.get("body", b"")) and not self._bodiless:
-            self._pieces.append(piece)
-            self._size += len(piece)
-        self.complete = not message.get("more_body", False)
-        self._wake()
-        if self._size > _HIGH_WATER and not self.complete:
-            self._writer = self._loop.create_future()
-            await self._writer
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            task.exception()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    # -- the client's side
-
-    async def begin(self) -> None:
-        """Wait for the head, and the first bytes with it."""
-        try:
-            await self._wait()
-        except BaseException:
-            await self.close()
-            raise
-        if self._start is None:
-            raise self.module.RemoteProtocolError("the sidecar ended the exchange without an answer")
-
-    def response(self, stream: Any) -> Any:
-        assert self._start is not None
-        return self.module.Response(
-            self._start["status"],
-            headers=self._start["headers"],
-            stream=stream,
-            extensions={"http_version": b"HTTP/1.1"},
-        )
-
-    async def read(self) -> bytes:
-        """The next bytes, b"" at the end. Raises the library's ReadTimeout, or RemoteProtocolError for a cut answer."""
-        if not self._pieces and not self.complete:
-            await self._wait()
-        if not self._pieces:
-            if self.complete:
-                return b""
-            raise self.module.RemoteProtocolError("peer closed connection without sending complete message body")
-        data = self.take()
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
-        return data
-
-    def take(self) -> bytes:
-        """What has come. Of a complete answer it is the rest, and may be taken in any thread."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
-        return data
-
-    async def _wait(self) -> None:
-        if self._pieces or self.complete or self._task.done():
-            return
-        self._reader = self._loop.create_future()
-        seconds = self._timeouts.get("read")
-        try:
-            async with asyncio.timeout(seconds):
-                await self._reader
-        except TimeoutError:
-            raise self.module.ReadTimeout(f"no byte of the answer within {seconds} s") from None
-        finally:
-            self._reader = None
-
-    async def close(self) -> None:
-        """The client is done: if the exchange is not, it is told that the client has gone."""
-        if self._task.done():
-            return
-        if self.complete:
-            await asyncio.wait([self._task])
-            return
-        if self._gone is not None:
-            self._gone()
-        else:
-            self._task.cancel()
-        await asyncio.wait([self._task])
-
-
 class _AsyncBody:
-    def __init__(self, answer: _Answer) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            while data := await self._answer.read():
+            while data := await self._answer.next():
                 yield data
         except BaseException:  # a read that timed out: nobody will read on
             await self._answer.close()
@@ -316,7 +202,7 @@ class _AsyncBody:
 
 
 class _SyncBody:
-    def __init__(self, answer: _Answer, thread: _LoopThread) -> None:
+    def __init__(self, answer: Answer, thread: _LoopThread) -> None:
         self._answer = answer
         self._thread = thread
 
@@ -324,7 +210,7 @@ class _SyncBody:
         answer = self._answer
         try:
             while not answer.complete:
-                yield self._thread.run(answer.read())
+                yield self._thread.run(answer.next())
         except _Closed as error:
             self._thread.join()  # it lets exchanges end, with a word of why
             if not answer.complete:

@@ -20,7 +20,7 @@ import httpx2
 import msgspec
 import pytest
 
-from sidecar import Config, ConfigError, SidecarTransport
+from sidecar import Config, ConfigError, Sidecar, SidecarTransport
 from sidecar.clock import now
 from sidecar.config import KEY_VARIABLES
 from sidecar.simulator import Simulator
@@ -33,6 +33,19 @@ CHAT: Any = {"model": "lab/m", "messages": [{"role": "user", "content": "hi"}]}
 STREAM: Any = {**CHAT, "stream": True}
 SILENT = {"x-sim-fault": "stall"}
 MIDWAY = {"x-sim-fault": "stall_after:2"}
+
+
+@pytest.fixture(autouse=True, params=["by ASGI first", "directly"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request of a loop goes by ASGI, since there is no pool yet; those behind it go to the spine."""
+    if request.param == "directly":
+
+        def opened(config: Config) -> Sidecar:
+            sidecar = Sidecar(config)
+            sidecar._reopen()
+            return sidecar
+
+        monkeypatch.setattr("sidecar.transport.Sidecar", opened)
 
 
 def open_config(simulator: Simulator) -> Config:
