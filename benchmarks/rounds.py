@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 
 FULL: Final = Size(3, {"unary": 5, "open": 3, "stream": 3, "tiny": 2, "big": 2}, seconds=3, slow=12, each=5)
-QUICK: Final = Size(1, {"unary": 2, "open": 1, "stream": 1, "tiny": 1, "big": 1}, seconds=2, slow=3, each=2)
+QUICK: Final = Size(1, {"unary": 2, "open": 1, "stream": 1, "tiny": 1, "big": 1}, seconds=2, slow=4, each=2)
 
 
 class Runner(NamedTuple):
