@@ -126,6 +126,7 @@ def fullest(part: harness.Part, count: int) -> float:
     pids = workers(part, count)
     time.sleep(REST_SECONDS)  # for those of the load to be let go
     before = [sockets(pid) for pid in pids]
+    held = [0 for _ in pids]
     with contextlib.ExitStack() as stack:
         for _ in range(CONNECTIONS):
             stack.enter_context(socket.create_connection(("127.0.0.1", part.port)))
