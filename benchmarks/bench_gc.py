@@ -35,7 +35,7 @@ COST_BAR: Final = 1.02  # of the CPU per request without any collection
 
 
 class Told(msgspec.Struct):
-    """By one process. Times are in microseconds; a pause is a collection."""
+    """By one process: CPU time in microseconds, so that nobody else's is in it. A pause is a collection."""
 
     cpu: float  # of a request
     p99: float
@@ -58,7 +58,7 @@ def main() -> int:
     rows = [row(name, found[name]) for name in COLLECTORS]
     about = (
         f"{STREAMS} streams open, then {REQUESTS} whole answers, {len(found['ours'])} rounds, each setting in turn; "
-        "medians over the rounds, the longest pause over all; "
+        "CPU time throughout; medians over the rounds, the longest pause over all; "
         + "; ".join(f"{name}: {words}" for name, words in WORDS.items())
     )
     return harness.report("bench_gc", about, rows, checks(rows), options.json)
@@ -108,7 +108,7 @@ async def work(name: str) -> None:
         await bench.begin(bench.connect(), stream.asked, stream.pieces[0])
     opening = pauses.copy()
     pauses.clear()
-    clock, times = time.perf_counter, []
+    clock, times = time.thread_time, []
     client = bench.connect()
     cpu = time.process_time()
     for number in range(REQUESTS):
@@ -134,9 +134,9 @@ def _time_pauses(pauses: list[float]) -> None:
     def told(phase: str, _: dict[str, int]) -> None:
         nonlocal began
         if phase == "start":
-            began = time.perf_counter()
+            began = time.thread_time()
         else:
-            pauses.append((time.perf_counter() - began) * 1e6)
+            pauses.append((time.thread_time() - began) * 1e6)
 
     gc.callbacks.append(told)
 
