@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OWN_HEADERS: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive"))
 _BODILESS: Final = (204, 304)
-_TRUSTED: Final = 8  # times what has come of a body, at most, is set aside for it
 _OK: Final = STATUS_LINES[200]
 
 
@@ -158,7 +157,7 @@ class Cycle(msgspec.Struct, eq=False):
                 await self.signal
                 hold(self.held)
                 if room is None and self.held > json.LONG_BYTES and self.length is not None:
-                    room = _room(self.length, self.held)
+                    room = json.room(self.length, self.held)
                 if room is not None:
                     room.writelines(self.pieces)
                     self.pieces.clear()
@@ -397,17 +396,3 @@ class Cycle(msgspec.Struct, eq=False):
         self.answer_headers = [(b"content-type", b"application/json"), (b"x-sidecar-error", b"sidecar_internal")]
         error = {"message": "an internal error", "type": "api_error", "param": None, "code": "sidecar_internal"}
         self._send_body(json.encode({"error": error}), more=False)
-
-
-def _room(length: int, held: int) -> BytesIO | None:
-    """Where a long body is put together, of its declared length; None as long as only an eighth of it or less is here.
-
-    Its pieces held until the end, and then joined, would take twice as much memory.
-    """
-    if held <= length // _TRUSTED:  # what is only declared takes little
-        return None
-    room = BytesIO()
-    room.seek(length - 1)
-    room.write(b"\0")
-    room.seek(0)
-    return room

@@ -9,6 +9,7 @@ readers take for the same (`check_names`).
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from sidecar.errors import BodyInvalid
 
 Envelope = dict[str, msgspec.Raw]
 
+_TRUSTED = 8  # times what has come of a body, at most, is set aside for it
 LONG_BYTES = 128 * 1024  # a copy of more costs fresh pages of memory, which are dearer than the copying
 MAX_DEPTH = 64  # nested arrays and objects; providers refuse far less, and a deeper body only serves to exhaust stacks
 
@@ -186,3 +188,17 @@ def _first_lower(text: str) -> str:
 
 def _lower(error: Exception) -> str:
     return _first_lower(str(error).removeprefix("JSON is malformed: "))
+
+
+def room(length: int, held: int) -> BytesIO | None:
+    """Where a long body is put together, of its declared length; None as long as only an eighth of it or less is here.
+
+    Its pieces held until the end, and then joined, would take twice as much memory.
+    """
+    if held <= length // _TRUSTED:  # what is only declared takes little
+        return None
+    room = BytesIO()
+    room.seek(length - 1)
+    room.write(b"\0")
+    room.seek(0)
+    return room
