@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +16,7 @@ from sidecar.exchange import coalesce
 from sidecar.exchange.state import Attempt, Exchange
 from sidecar.exchange.tape import Tape
 from sidecar.routing import Plan
+from sidecar.store import LOOK_SECONDS
 from sidecar.types import Headers, Outcome, Record
 from sidecar.wire.heads import head_lines
 
@@ -68,8 +69,20 @@ def renew(exchange: Exchange, way: Way, key: bytes) -> None:
         bytes_in=asked.bytes_in,
         cache="renew",
     )
-    alone = msgspec.structs.replace(exchange, record=record, outcome=Outcome(now()), expires=math.inf)
+    alone = msgspec.structs.replace(exchange, record=record, outcome=Outcome(now()), expires=math.inf, held=0)
     coalesce.begin(alone, mark, lambda alike: fill(alike, way, key), alone=True)
+
+
+async def look(exchange: Exchange, cache: Cache, keys: Sequence[bytes]) -> Sequence[Entry | None]:
+    """What is kept by several keys: nothing of a shared store for who has waited for that long enough."""
+    if cache.find is not None:
+        return await cache.lookup(keys)
+    if exchange.store_seconds > LOOK_SECONDS:
+        return [None] * len(keys)
+    began = now()
+    found = await cache.lookup(keys)
+    exchange.store_seconds += now() - began
+    return found
 
 
 async def fill(exchange: Exchange, way: Way, key: bytes) -> None:

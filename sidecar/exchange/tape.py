@@ -8,7 +8,7 @@ from typing import Final
 from sidecar.clock import now
 from sidecar.errors import UpstreamProtocol
 from sidecar.exchange.heartbeat import COMMENT
-from sidecar.types import Client, Headers
+from sidecar.types import Client, Headers, Hold, freely
 
 _OFF: Final = b"x-sidecar-cache: off\r\n"
 _MISS: Final = b"x-sidecar-cache: miss\r\n"
@@ -48,8 +48,8 @@ class _Between:
     def pipe(self) -> None:
         """Nothing goes past it."""
 
-    async def read(self, most: int) -> bytes:
-        return await self._client.read(most)
+    async def read(self, most: int, hold: Hold = freely) -> bytes:
+        return await self._client.read(most, hold)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status}, {self.size} bytes>"
