@@ -180,13 +180,14 @@ class StreamWriter:
         self._thinking: list[str] = []
         self._blocks = 0  # of thinking, written
         self._usage: Usage | None = None
+        self._before, self._behind = self._around()
 
     def write(self, deltas: list[Delta]) -> bytes:
         return b"".join([self._write(delta) for delta in deltas if not self.finished])
 
     def _write(self, delta: Delta) -> bytes:
-        if isinstance(delta, TextDelta):
-            return self._chunk({"content": delta.text})
+        if isinstance(delta, TextDelta):  # nearly every event: only its text differs from the one before
+            return b"%b%b%b" % (self._before, body.encode(delta.text), self._behind)
         if isinstance(delta, ToolDelta):
             call = {"index": delta.index, "function": {"arguments": delta.fragment}}
             return self._chunk({"tool_calls": [call]})
@@ -218,6 +219,7 @@ class StreamWriter:
             "model": begin.model,
         }
         self._usage = begin.usage
+        self._before, self._behind = self._around()
         return self._chunk({"role": "assistant", "content": ""})
 
     def _finish(self, finish: Finish) -> bytes:
@@ -235,6 +237,12 @@ class StreamWriter:
         """Whole, with its place: OpenAI's SDK joins lists by `index`, and fails on a second entry without one."""
         self._blocks += 1
         return self._chunk({"thinking_blocks": [{"index": self._blocks - 1, **write_block(block)}]})
+
+    def _around(self) -> tuple[bytes, bytes]:
+        """A chunk's bytes before and behind its text."""
+        chunk = self._chunk({"content": ""})
+        at = chunk.rindex(b'"content":""') + len(b'"content":')
+        return chunk[:at], chunk[at + 2 :]
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

@@ -93,6 +93,23 @@ class _Tool(msgspec.Struct):
     given: bool = False
 
 
+def _known(data: bytes) -> _Event | None:
+    """An event of the API, or one without a kind; None for an unknown kind, which may look like anything.
+
+    Raises DecodeError where it is neither.
+    """
+    try:
+        event = _event.decode(data)
+    except msgspec.ValidationError:
+        kind = _kind.decode(data)
+        if kind.type is None:
+            return _Event(error=kind.error)
+        if kind.type in _KNOWN:
+            raise
+        return None
+    return event if event.type is None or event.type in _KNOWN else None
+
+
 class StreamReader:
     """Typed events to deltas. Unknown events, blocks and deltas are passed over, as the API asks of its clients."""
 
@@ -114,13 +131,14 @@ class StreamReader:
                 continue
             data = mended(event.data)
             try:
-                # Its kind first: an event of an unknown kind may look like anything.
-                kind = _kind.decode(data)
-                if kind.type in _KNOWN:
-                    self._read(_event.decode(data), deltas)
-                elif kind.type is None and kind.error:  # OpenAI's form, of a gateway before the API
+                event_read = _known(data)
+                if event_read is None:
+                    continue
+                if event_read.type is not None:
+                    self._read(event_read, deltas)
+                elif event_read.error:  # OpenAI's form, of a gateway before the API
                     self._ended = True
-                    deltas.append(fault_in_answer(kind.error))
+                    deltas.append(fault_in_answer(event_read.error))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._ended = True
                 deltas.append(_broken("the provider's stream holds an event that is not one of its API"))
