@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar import answer
-from sidecar.cache import Cache, Entry, inputs
+from sidecar.cache import Entry, inputs
 from sidecar.cache.cache import MOST_BYTES
 from sidecar.clock import wall
 from sidecar.exchange import misses
@@ -40,7 +40,7 @@ async def answered(exchange: Exchange, way: Way, scope: bytes, *, afresh: bool) 
     asked = inputs.read(exchange.members)
     if asked is None:
         return False
-    batch = await _batch(way, asked, inputs.keyed(scope, exchange.members, asked), afresh=afresh)
+    batch = await _batch(exchange, way, asked, inputs.keyed(scope, exchange.members, asked), afresh=afresh)
     if batch.new:
         exchange.record.saved_input_tokens = batch.saved if batch.known else None
         await misses.ask(exchange, way.cache, lambda alike: _fly(alike, way, batch))
@@ -55,9 +55,9 @@ async def answered(exchange: Exchange, way: Way, scope: bytes, *, afresh: bool) 
     return True
 
 
-async def _batch(way: Way, asked: list[bytes], keys: dict[bytes, bytes], *, afresh: bool) -> Batch:
+async def _batch(exchange: Exchange, way: Way, asked: list[bytes], keys: dict[bytes, bytes], *, afresh: bool) -> Batch:
     """What is known; nothing, where what is new would be too much to be held until it can be put together."""
-    known = {} if afresh else await _known(way.cache, keys, way.plan.cache_seconds)
+    known = {} if afresh else await _known(exchange, way, keys)
     new = [each for each in keys if each not in known]
     longest = max((len(entry.body) for entry in known.values()), default=0)
     if new and _ROOM * longest * len(new) > MOST_BYTES:
@@ -65,9 +65,9 @@ async def _batch(way: Way, asked: list[bytes], keys: dict[bytes, bytes], *, afre
     return Batch(asked, keys, known, new)
 
 
-async def _known(cache: Cache, keys: Mapping[bytes, bytes], seconds: float) -> dict[bytes, Entry]:
-    found = zip(keys, await cache.lookup([*keys.values()]), strict=True)
-    moment = wall()
+async def _known(exchange: Exchange, way: Way, keys: Mapping[bytes, bytes]) -> dict[bytes, Entry]:
+    found = zip(keys, await misses.look(exchange, way.cache, [*keys.values()]), strict=True)
+    moment, seconds = wall(), way.plan.cache_seconds
     return {each: entry for each, entry in found if entry is not None and entry.age(moment) < seconds}
 
 

@@ -40,7 +40,7 @@ async def answered(exchange: Exchange, cache: Cache, plan: Plan, serve: Serve, f
     key = fit.key(within, exchange.members, long=exchange.record.bytes_in > LONG_BYTES)
     entry: Entry | None = None
     if control != b"refresh":
-        entry = cache.find(key, now()) if cache.find is not None else await cache.store.get(key)
+        entry = cache.find(key, now()) if cache.find is not None else (await misses.look(exchange, cache, [key]))[0]
     age = 0.0 if entry is None else entry.age(wall())
     seconds, stale, recorded = plan.cache_seconds, settings.stale_seconds, settings.replay == "recorded"
     if entry is None or age >= seconds + stale:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from sidecar.config import Place
 from sidecar.store.resp import Broken, ReplyError, command
-from sidecar.store.wire import CONNECT_SECONDS, Dial, Lane, ask, dialer, greeting
+from sidecar.store.wire import ANSWER_SECONDS, CONNECT_SECONDS, Dial, Lane, ask, dialer, greeting
 
 SLOTS: Final = 16384
 _REFRESH_SECONDS: Final = 1.0  # at the least between two looks at who has which slots
@@ -38,8 +38,8 @@ class Servers(Protocol):
 class Single:
     """One server, behind its own address or behind that of its sentinels."""
 
-    def __init__(self, dial: Dial, first: Callable[[], list[bytes]], told: Told) -> None:
-        self._lane = Lane(dial, first, told)
+    def __init__(self, dial: Dial, first: Callable[[], list[bytes]], told: Told, answer_seconds: float) -> None:
+        self._lane = Lane(dial, first, told, answer_seconds)
 
     def lane(self, key: bytes) -> Lane | None:
         return self._lane
@@ -59,8 +59,14 @@ class Cluster:
     """Several servers with so many slots each. Who has which is asked of any of them, again when one says otherwise."""
 
     def __init__(
-        self, place: Place, context: ssl.SSLContext | None, first: Callable[[], list[bytes]], told: Told
+        self,
+        place: Place,
+        context: ssl.SSLContext | None,
+        first: Callable[[], list[bytes]],
+        told: Told,
+        answer_seconds: float,
     ) -> None:
+        self._answer_seconds = answer_seconds
         self._loop = asyncio.get_running_loop()
         self._seeds = place.addresses
         self._place = place
@@ -131,7 +137,7 @@ class Cluster:
             address = (host.decode() if host else asked[0], port)
             lane = lanes.get(address) or self._lanes.get(address)
             if lane is None:
-                lane = Lane(dialer(*address, context=self._context), self._first, self._told)
+                lane = Lane(dialer(*address, context=self._context), self._first, self._told, self._answer_seconds)
             lanes[address] = lane
             slots[first : last + 1] = [lane] * (last + 1 - first)
         before, self._lanes, self._slots = self._lanes, lanes, slots
@@ -148,7 +154,9 @@ def slot(key: bytes) -> int:
     return binascii.crc_hqx(key, 0) % SLOTS
 
 
-def connect(place: Place, tls_ca: str | None, scripts: list[bytes], told: Told) -> Servers:
+def connect(
+    place: Place, tls_ca: str | None, scripts: list[bytes], told: Told, answer_seconds: float = ANSWER_SECONDS
+) -> Servers:
     """The servers of a place. `scripts`: the commands that make them known there. `told`: as a lane's."""
     context = ssl.create_default_context(cafile=tls_ca) if place.tls else None
 
@@ -157,11 +165,11 @@ def connect(place: Place, tls_ca: str | None, scripts: list[bytes], told: Told) 
         return [*login, *scripts, ping]
 
     if place.form == "cluster":
-        return Cluster(place, context, first, told)
+        return Cluster(place, context, first, told, answer_seconds)
     if place.form == "sentinel":
-        return Single(_through_sentinels(place, context), first, told)
+        return Single(_through_sentinels(place, context), first, told, answer_seconds)
     host, port = place.addresses[0] if place.addresses else ("", 0)
-    return Single(dialer(host, port, path=place.path, context=context), first, told)
+    return Single(dialer(host, port, path=place.path, context=context), first, told, answer_seconds)
 
 
 def _through_sentinels(place: Place, context: ssl.SSLContext | None) -> Dial:

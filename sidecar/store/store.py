@@ -1,6 +1,6 @@
 """The store that several sidecars share: their limits' decisions, the slots they hold, how many they are, and bytes.
 
-Nobody waits for it longer than wire.ANSWER_SECONDS, and nobody at all while it is down: whoever asks is told so at
+No request waits for it longer than BUDGET_SECONDS, and nobody at all while it is down: whoever asks is told so at
 once, and does without. It comes back by itself. What of it is lost meanwhile (it was emptied, or another took over) is
 made good by the next beat of each sidecar's heart, which renews the slots that are held.
 """
@@ -21,12 +21,14 @@ from sidecar.config import Store as Settings
 from sidecar.store.resp import ReplyError, command
 from sidecar.store.scripts import BEAT, DECIDE, RENEW, SETTLE, SIDECARS, Keys, Script
 from sidecar.store.servers import Servers, connect
-from sidecar.store.wire import LOST, Done, Lane
+from sidecar.store.wire import GRACE_SECONDS, LOST, Done, Lane
 
 LEASE_SECONDS: Final = 5.0  # that a slot is held after its sidecar's last heartbeat
 BEAT_SECONDS: Final = 1.0
 READY_SECONDS: Final = 1.0  # that a start is put off until the store has been found
 BUDGET_SECONDS: Final = 0.045  # that one request waits for it, for all that it asks
+_BYTES_SECONDS: Final = 0.02  # for bytes: whoever cannot have them does without
+LOOK_SECONDS: Final = BUDGET_SECONDS - _BYTES_SECONDS - GRACE_SECONDS  # who has waited longer asks for none
 _MOST_IDS: Final = 500  # renewed by one command
 _ELSEWHERE: Final = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 _LOADS: Final = [command("SCRIPT", "LOAD", each.text) for each in (DECIDE, SETTLE, RENEW, BEAT)]
@@ -147,7 +149,7 @@ class Store:
     async def _values_of(self, asked: Sequence[tuple[bytes, bytes]]) -> list[Any]:
         """The replies to commands, each with the key that it goes by; LOST instead of some."""
         if self._values is None:
-            self._values = connect(self.place, self._settings.tls_ca, [], _unheard)
+            self._values = connect(self.place, self._settings.tls_ca, [], _unheard, _BYTES_SECONDS)
         missing = len(asked)
         found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         got: list[Any] = [LOST] * missing

@@ -20,7 +20,7 @@ from sidecar.store.resp import Broken, Replies, ReplyError, command
 
 LOST: Final = object()  # instead of a reply: there will be none
 ANSWER_SECONDS: Final = 0.04  # for an answer, or nobody waits any more
-_GRACE_SECONDS: Final = 0.003  # for an answer that has come, but that this process was too busy to read
+GRACE_SECONDS: Final = 0.003  # for an answer that has come, but that this process was too busy to read
 CONNECT_SECONDS: Final = 1.0  # for a connection and its first answer, while nobody waits
 _REST_SECONDS: Final = (0.1, 1.0)  # before a new one is tried; doubled up to the second
 
@@ -59,7 +59,14 @@ class Lane:
     `told` is called with None when it is up, and with the reason when it is down.
     """
 
-    def __init__(self, dial: Dial, greeting: Callable[[], list[bytes]], told: Callable[[str | None], object]) -> None:
+    def __init__(
+        self,
+        dial: Dial,
+        greeting: Callable[[], list[bytes]],
+        told: Callable[[str | None], object],
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self._answer_seconds = answer_seconds
         self._loop = asyncio.get_running_loop()
         self._dial = dial
         self._greeting = greeting
@@ -78,13 +85,13 @@ class Lane:
         self._connect()
 
     def call(self, packed: bytes, done: Done) -> bool:
-        """Send a command; `done` gets its reply, or LOST after ANSWER_SECONDS. False: it is down, and was not sent.
+        """Send a command; `done` gets its reply, or LOST after `answer_seconds`. False: it is down, and was not sent.
 
         All have the same patience: the first that was sent is the first to lose it.
         """
         if not self.up and not self.hopeful:
             return False
-        due = self._loop.time() + ANSWER_SECONDS
+        due = self._loop.time() + self._answer_seconds
         if not self._asked:
             self._alarm.set(due)
         self._asked.append((due, done))
@@ -105,7 +112,7 @@ class Lane:
         """There is a connection."""
         first = self._greeting()
         self._greeted = len(first)
-        due = self._loop.time() + (ANSWER_SECONDS if self.hopeful else CONNECT_SECONDS)
+        due = self._loop.time() + (self._answer_seconds if self.hopeful else CONNECT_SECONDS)
         if self._asked:
             due = min(due, self._asked[0][0])
         self._asked.extendleft([(due, self._welcome)] * len(first))
@@ -178,7 +185,7 @@ class Lane:
     def _late(self) -> None:
         """The first has waited too long, unless its answer is here, and this process has not read it yet."""
         if self._asked:
-            self._loop.call_later(_GRACE_SECONDS, self._too_late, self._asked[0])
+            self._loop.call_later(GRACE_SECONDS, self._too_late, self._asked[0])
 
     def _too_late(self, first: tuple[float, Done]) -> None:
         if self._asked and self._asked[0] is first:

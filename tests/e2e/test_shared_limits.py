@@ -15,14 +15,19 @@ import msgspec
 import pytest
 import uvloop
 
+from sidecar.config import Store, place
+from sidecar.simulator import Simulator
 from sidecar.store.scripts import CLOCK, keys
 from tests.commands.process import Process, started
 from tests.config.files import written
-from tests.e2e.doors import CALLER_KEY
+from tests.e2e.doors import CALLER_KEY, FEW, caller, config_for, door
 from tests.e2e.flood import Flood, answering
+from tests.faults.ground import nothing_left
 from tests.store.servers import Redis, redis
 
 ENV = {"KEY": CALLER_KEY}
+BEARER = {"authorization": f"Bearer {CALLER_KEY}"}
+ASKED = {"model": "lab/m", "messages": [{"role": "user", "content": "hello"}]}
 
 
 def file(provider: int, store: str, limits: str, *, workers: int = 1, of_provider: str = "", wait: float = 3.0) -> str:
@@ -243,3 +248,26 @@ async def test_a_store_that_is_not_there_stops_nobody(tmp_path: Path) -> None:
 
             assert await asyncio.to_thread(ready) == 200
             assert (await connected(port, alive=False))["local_decisions"] == 60
+
+
+async def test_every_form_counts_with_all_the_others(store: Redis) -> None:
+    """A server, a middleware in somebody else's, and a transport, asked and closed: nothing is left of them."""
+    async with nothing_left(), Simulator() as simulator, contextlib.AsyncExitStack() as stack:
+        config = msgspec.structs.replace(
+            config_for(simulator),
+            callers={"web": caller(requests_per_minute=6, tokens_per_minute=1_000_000, concurrency=5)},
+            store=Store(url=place(store.url)),
+        )
+        doors = [await stack.enter_async_context(door(name, config)) for name in FEW]
+        statuses: list[int] = []
+        for way in doors:
+            async with way.async_() as client:
+                for _ in range(4):
+                    reply = await client.post(f"{way.url}/v1/chat/completions", json=ASKED, headers=BEARER)
+                    statuses.append(reply.status_code)
+        client = doors[-1].sync()
+        url = f"{doors[-1].url}/v1/chat/completions"
+        reply = await asyncio.to_thread(client.post, url, json=ASKED, headers=BEARER)
+        statuses.append(reply.status_code)
+        assert statuses == [200] * 6 + [429] * 7
+        assert store.ask("ZCARD", keys("caller:web").leases) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from sidecar.app import Sidecar
 from sidecar.config import Cache
 from sidecar.exchange import misses
 from sidecar.exchange.tape import Tape
+from sidecar.store import LOOK_SECONDS
 from tests.exchange import stage
 from tests.exchange.clients import Kept
 from tests.exchange.passing import later, said, stats
@@ -106,3 +108,24 @@ def test_nothing_is_kept_of_an_answer_that_nobody_gave() -> None:
     assert misses.unkept(exchange, tape, b"") == "failed"
     tape.answer(200, [], b"", b"{}", more=False)
     assert misses.unkept(exchange, tape, b"{}") == "cut"
+
+
+async def test_who_has_waited_for_the_store_long_enough_looks_for_nothing_there() -> None:
+    """And what it waits counts for all that it asks the store."""
+
+    class Slow:
+        find = None
+        looked = 0
+
+        async def lookup(self, keys: list[bytes]) -> list[str]:
+            Slow.looked += 1
+            await asyncio.sleep(0.01)
+            return ["found"] * len(keys)
+
+    cache: Any = Slow()
+    exchange = stage.exchange(Sidecar(stage.config()))
+    assert [str(each) for each in await misses.look(exchange, cache, [b"a", b"b"])] == ["found", "found"]
+    assert exchange.store_seconds == pytest.approx(0.01, abs=0.009)
+    exchange.store_seconds = LOOK_SECONDS + 0.001
+    assert await misses.look(exchange, cache, [b"a", b"b"]) == [None, None]
+    assert Slow.looked == 1

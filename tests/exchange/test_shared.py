@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from sidecar.app import Sidecar
 from sidecar.clock import now
 from sidecar.config import Config, Queue, Server, Store as Settings, place
+from sidecar.errors import ConcurrencyLimited
 from sidecar.exchange import shared as module
+from sidecar.exchange.attempt import admit
 from sidecar.exchange.shared import Ask, Lease, Shared, share
 from sidecar.limits import Counter, Limits, Reservation
 from sidecar.rates import NO_TOKENS, TokenLimits
 from sidecar.store import Store
 from sidecar.store.scripts import SIDECARS, keys
 from sidecar.types import Permit, Refused
+from tests.exchange import stage
 from tests.store.fake import fake, friendly, until
 from tests.store.servers import Redis
 
@@ -382,3 +386,46 @@ def test_parts_together_are_never_more_than_the_whole(steps: list[Step], count: 
         minutes = (moment - 1000.0) / 60
         assert requests <= limit * (1 + minutes) + 1e-6
         assert used <= limit * 10 * (1 + minutes) + 1e-6
+
+
+async def test_one_request_waits_for_all_that_it_asks_together_no_longer_than_it_may() -> None:
+    """A store that answers late, but in time to be believed, three times over."""
+    async with fake() as server, stores(f"redis://127.0.0.1:{server.port}", 1) as (store,):
+        await until(lambda: store.up)
+        loop = asyncio.get_running_loop()
+
+        def late(parts: list[bytes]) -> bytes | None:
+            if parts[0] != b"EVALSHA" or parts[2] != b"2":
+                return friendly(parts)
+            transport = server.connections[0]
+            loop.call_later(0.03, transport.write, b"*3\r\n:1\r\n:7\r\n:9\r\n")
+            return None
+
+        server.answer = late
+        asked = stage.exchange(Sidecar(stage.config()))
+        began = loop.time()
+        for _ in range(3):
+            one = counter(sidecar(store), 100, None)
+            await admit(asked, one, one.enter(0.0))  # type: ignore[arg-type]  # an Ask is what only it sees
+        assert 0.044 <= loop.time() - began < 0.3  # alone it is 45 ms; 90 would be three answers
+        assert asked.store_seconds == pytest.approx(loop.time() - began, abs=0.02)
+        assert store.local == 2
+        assert store.up
+
+
+async def test_who_finds_others_waiting_waits_behind_them(server: Redis) -> None:
+    async with stores(server.url, 1) as (store,):
+        one = counter(sidecar(store, Queue(length=5, wait_seconds=10)), None, 1)
+        asked = [stage.exchange(Sidecar(stage.config())) for _ in range(2)]
+        mine = held(await one.ask(0, 0))
+        tasks = [asyncio.create_task(admit(each, one, one.enter(0.0))) for each in asked]  # type: ignore[arg-type]  # as above
+        await until(lambda: len(one.line) == 2)
+        mine.release()
+        for task in tasks:
+            (await task).release()
+        assert store.local == 0
+        refused = counter(sidecar(store, Queue(length=0)), None, 1)
+        mine = held(await refused.ask(0, 0))
+        with pytest.raises(ConcurrencyLimited):
+            await admit(asked[0], refused, refused.enter(0.0))  # type: ignore[arg-type]  # as above
+        mine.release()
