@@ -82,6 +82,8 @@ class Sidecar:
         self._memory = Pressure(self.config.server.workers, guest=not guard)
         self._duty.room = self._memory.room
         self.on_level = self._memory.on_level  # for our own server
+        self.on_level(self._relieve)
+        self._relieve()
         self._log: LogWriter | None = None
         self._cold = Starlette(
             routes=[
@@ -143,6 +145,7 @@ class Sidecar:
         if self._pool.closed or self._loop is not None:
             self._pool = Pool(configuration.proxies())
             self._spine = self._build(self.config)
+            self._relieve()
         self._loop = loop
         self._memory.watch.start(loop)
         if self._store is not None:
@@ -151,6 +154,13 @@ class Sidecar:
     def reload(self, config: Config) -> None:
         """Serve what comes from now on under another configuration; what is under way finishes under its own."""
         self._spine = self._build(config)
+        self._relieve()
+
+    def _relieve(self, _: int = 0) -> None:
+        """Let the cache have its share of memory, or what of it there is room for."""
+        if self._cache is not None:
+            most = self._memory.share(self.config.cache.memory_percent, self.config.cache.max_bytes)
+            self._cache.resize(self._memory.give_way(self._cache.held, most))
 
     def drain(self) -> None:
         """Say at /readyz that no more work should be sent here."""

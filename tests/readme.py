@@ -132,6 +132,7 @@ ABOUT: Final = {  # every option, and nothing else: a test holds this to the str
     "Cache.ttl_seconds": "that an answer is given again; without it nothing is cached, but for models with their own",
     "Cache.stale_seconds": "behind that in which the old answer is given once more, while a new one is asked for",
     "Cache.max_bytes": "of memory in all, overhead included, a worker; of one answer an eighth",
+    "Cache.memory_percent": "of the container's memory at most, for all workers; less while memory is short",
     "Cache.temperature_max": "requests above it are not cached; one without a temperature counts as 1",
     "Cache.replay": "a cached stream: `at-once`, or with the pauses that it came with (`recorded`)",
     "OnDisconnect.policy": "when the client leaves: `cancel` closes at once, `drain` reads to the end, to count tokens",

@@ -50,6 +50,11 @@ class Cache:
         self.results = dict.fromkeys(RESULTS, 0)  # how requests fared that may be cached: counted by whoever sees it
         self._uncached: Counter[str] = Counter()
 
+    @property
+    def held(self) -> int:
+        """Bytes that it takes of this process's memory."""
+        return getattr(self.store, "bytes", 0)
+
     def resize(self, max_bytes: int) -> None:
         self.most_bytes = most(max_bytes)
         self.store.resize(max_bytes)

@@ -276,6 +276,7 @@ class Cache(Table, frozen=True):
     ttl_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
     stale_seconds: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
     max_bytes: Annotated[int, Meta(ge=1024 * 1024, le=1024**4)] = 64 * 1024 * 1024
+    memory_percent: Annotated[float, Meta(gt=0, le=50)] = 10.0
     temperature_max: Annotated[float, Meta(ge=0, le=2)] = 2.0
     replay: Literal["at-once", "recorded"] = "at-once"
 

@@ -7,7 +7,7 @@ A process that goes over its container's limit is killed, with all that it has u
 - `Watch` looks at the container twice a second, ten times when it fills: all else grows slowly. It tells a level:
 
       0  normal
-      1  shrink   from 80 %: the cache gives way, by half at each look
+      1  shrink   from 80 %: the cache gives way, by half every two seconds
       2  spare    from 90 %: nothing is cached, idle connections are closed, answers close theirs
       3  shed     from 95 %: new requests are refused, with 503 and a time to come again
 

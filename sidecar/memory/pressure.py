@@ -12,7 +12,7 @@ from sidecar.memory.cgroups import PROC, bound
 from sidecar.memory.room import Room, spare
 from sidecar.memory.watch import SHED, SHRINK, SPARE, Watch
 
-TRIM_SECONDS: Final = 2.0  # between two times that what is free is given back
+AGAIN_SECONDS: Final = 2.0  # while a level lasts: between two times that whoever is to give way is told
 
 
 class Pressure:
@@ -25,7 +25,8 @@ class Pressure:
         self.room = Room(spare(found.bytes, workers) // 2 or None)
         self.watch = Watch(found, self._act, workers=workers, worst=SHRINK if guest else SHED, proc=proc)
         self._calls: list[Callable[[int], object]] = []
-        self._trimmed = 0.0
+        self._level = 0  # that was told
+        self._told = 0.0  # when
 
     @property
     def shedding(self) -> bool:
@@ -33,7 +34,7 @@ class Pressure:
         return self.watch.level >= SHED
 
     def on_level(self, call: Callable[[int], object]) -> None:
-        """Call with the level, when it changes and at each look above 0. It must not wait."""
+        """Call with the level, when it changes and every two seconds above 0. It must not wait."""
         self._calls.append(call)
 
     def share(self, percent: float, most: int) -> int:
@@ -46,10 +47,14 @@ class Pressure:
         return most if not level else 0 if level >= SPARE else min(has // 2, most)
 
     def _act(self, level: int) -> None:
+        """What is let go is seen only once it is given back, so that nobody is to give way twice for one thing."""
+        moment = now()
+        if level == self._level and moment - self._told < AGAIN_SECONDS:
+            return
+        self._level, self._told = level, moment
         for call in self._calls:
             call(level)
-        if level and (moment := now()) - self._trimmed >= TRIM_SECONDS:
-            self._trimmed = moment
+        if level:
             trim()
 
     def stats(self) -> dict[str, int | None]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from sidecar.config import Model
+from sidecar.config import Cache, Model
 from sidecar.memory import SHED, SHRINK, SPARE
 from tests.faults.peer import FIN, REQUEST, Again, Pause, Script
 from tests.faults.stand import Stand, ask, comes_true, post, read, standing
 from tests.faults.transcripts import EVERY_WAY, WAYS, Way
 
+MIB = 1024 * 1024
 LAB = WAYS["chat"]
 LIVE, READY, METRICS, STATUS = (
     b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path for path in (b"livez", b"readyz", b"metrics", b"status")
@@ -221,3 +222,44 @@ async def test_the_server_has_no_more_connections_than_there_is_memory_for(monke
         assert stand.server._most == 3
     async with standing(whole(), settings={"max_connections": 5}) as stand:
         assert stand.server._most == 5
+
+
+# -- the cache
+
+
+async def asked_anew(stand: Stand, numbers: range) -> None:
+    for number in numbers:
+        assert (await stand.ask(ask(LAB, stream=False, user=f"{number}"))).status == 200
+
+
+async def test_the_cache_gives_way_first() -> None:
+    async with standing(whole(), cache=Cache(ttl_seconds=60)) as stand:
+        cache = stand.app._cache
+        assert cache is not None
+        await asked_anew(stand, range(8))
+        full = cache.held
+        assert full > 0
+        level(stand, SHRINK)
+        assert full // 3 < cache.held <= full // 2
+        level(stand, SPARE)
+        assert cache.held == 0
+        await asked_anew(stand, range(8, 10))
+        assert cache.held == 0  # and nothing is kept
+        level(stand, 0)
+        await asked_anew(stand, range(8, 16))
+        assert cache.held == pytest.approx(full, abs=64)
+
+
+async def test_the_cache_has_its_share_of_the_container_and_no_more_than_it_may() -> None:
+    async with standing(whole(), cache=Cache(ttl_seconds=60, memory_percent=20)) as stand:
+        app = stand.app
+        assert app._cache is not None
+        app._memory.bytes = 100 * MIB
+        app.reload(app.config)
+        assert app._cache.most_bytes == 20 * MIB // 8
+        app._memory.workers = 4
+        app.reload(app.config)
+        assert app._cache.most_bytes == 5 * MIB // 8
+        app._memory.bytes = 1 << 40
+        app.reload(app.config)
+        assert app._cache.most_bytes == 64 * MIB // 8

@@ -57,14 +57,23 @@ def test_whoever_is_to_give_way_is_told(stand: Stand) -> None:
     for mib in (85, 96, 92, 20, 20):
         stand.go_on(mib)
         shedding.append(stand.pressure.shedding)
-    assert stand.levels == second == [1, 3, 3, 0]
+    assert stand.levels == second == [1, 3, 0]
     assert shedding == [False, True, True, False, False]
 
 
-def test_what_is_free_is_given_back_now_and_then(stand: Stand) -> None:
-    for mib, trims in ((85, 1), (85, 1), (85, 2), (85, 2), (96, 3), (20, 3), (85, 4)):
+def test_while_a_level_lasts_it_is_told_again_and_what_is_free_is_given_back(stand: Stand) -> None:
+    for mib, told, trims in (
+        (85, 1, 1),
+        (85, 1, 1),
+        (85, 2, 2),
+        (85, 2, 2),
+        (96, 3, 3),
+        (20, 4, 3),
+        (20, 4, 3),
+        (85, 5, 4),
+    ):
         stand.go_on(mib)
-        assert stand.trims == trims
+        assert (len(stand.levels), stand.trims) == (told, trims)
 
 
 def test_what_can_be_had_again_is_halved_and_then_goes(stand: Stand) -> None:
