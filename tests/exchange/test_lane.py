@@ -19,6 +19,7 @@ import pytest
 from benchmarks import micro
 from sidecar.config import Limits
 from sidecar.exchange import lane
+from sidecar.pool.outbound import Prepared
 from tests.faults.peer import CLOSE, REQUEST, RST, Again, Drip, RawClient, Script
 from tests.faults.stand import ask, comes_true, standing
 from tests.faults.transcripts import WAYS, Way, chunk, head, reply
@@ -281,7 +282,7 @@ async def test_nothing_is_left_to_the_garbage_collector(stream: bool, hot: bool)
 
 async def test_models_of_one_provider_share_the_head_of_what_goes_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that asks for a thousand models in turn pays for one head, and is served in the lane."""
-    made, prepare = [], lane.Prepared
+    made, prepare = [], Prepared
 
     def counted_prepare(outbound: Any) -> Any:
         made.append(outbound.path)

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.drive import Lazy, Signal
 from sidecar.errors import BodyTooLarge, ClientGone, Malformed
-from sidecar.server.cycle import Cycle, _room
+from sidecar.server.cycle import Cycle
 from sidecar.server.sending import HIGH_WATER
 from sidecar.types import Receive, Scope, Send
 from sidecar.wire.body import LONG_BYTES
@@ -230,15 +230,6 @@ async def test_a_long_body_is_put_together_as_it_came(size: int, declared: bool)
                 client.write(piece)
                 await asyncio.sleep(0.001)
             assert (await client.response()).partition(b"\r\n\r\n")[2] == data
-
-
-def test_room_is_set_aside_by_what_has_come_of_a_body_and_not_by_what_is_declared() -> None:
-    assert _room(8 * MEGABYTE, MEGABYTE) is None
-    room = _room(8 * MEGABYTE, MEGABYTE + 1)
-    assert room is not None
-    room.writelines([b"x" * (3 * MEGABYTE), b"y" * (5 * MEGABYTE)])
-    assert room.getvalue() == b"x" * (3 * MEGABYTE) + b"y" * (5 * MEGABYTE)
-    assert room.getvalue() is room.getvalue()  # not a copy
 
 
 @pytest.mark.parametrize("leave", [CLOSE, FIN, RST], ids=lambda act: act.name)

@@ -244,3 +244,12 @@ def test_a_document_is_all_of_it_or_refused() -> None:
 
 def test_our_own_values_as_members() -> None:
     assert bytes(body.raw({"a": "\u00e9"})) == '{"a":"\u00e9"}'.encode() == body.encode({"a": "\u00e9"})
+
+
+def test_room_is_set_aside_by_what_has_come_of_a_body_and_not_by_what_is_declared() -> None:
+    assert body.room(8 * 1_000_000, 1_000_000) is None
+    room = body.room(8 * 1_000_000, 1_000_000 + 1)
+    assert room is not None
+    room.writelines([b"x" * (3 * 1_000_000), b"y" * (5 * 1_000_000)])
+    assert room.getvalue() == b"x" * (3 * 1_000_000) + b"y" * (5 * 1_000_000)
+    assert room.getvalue() is room.getvalue()  # not a copy
