@@ -168,7 +168,7 @@ class Pipe(Protocol):
 
     writable: bool  # it takes what it is sent
 
-    def write(self, data: bytes) -> None: ...
+    def pass_on(self, data: bytes) -> None: ...
 
 
 class Client(Protocol):

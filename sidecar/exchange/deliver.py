@@ -126,13 +126,13 @@ def _chunks(exchange: Exchange, way: Way) -> Chunks | None:
     pipe, outcome, meter = exchange.client.pipe(), exchange.outcome, way.meter
     if pipe is None or type(way) is not Through or way.coded:
         return None
-    rest, passes, write = way.rest, meter.passes, pipe.write
+    rest, passes, pass_on = way.rest, meter.passes, pipe.pass_on
 
     def through(data: bytes, size: int) -> bool:
         if rest or not pipe.writable or not passes(data):
             return False
         outcome.bytes_sent += size
-        write(data)
+        pass_on(data)
         return True
 
     return through
