@@ -85,9 +85,13 @@ async def serve(served: Served, settings: Settings, sockets: list[socket.socket]
 
 
 def calm_collector() -> None:
-    """Let the garbage collector look seldom, and never at what exists by now, which stays (benchmarks/bench_gc.py)."""
+    """Let the garbage collector look seldom, at few objects at a time, and never at what exists by now, which stays.
+
+    Requests leave no cycles: collections are set off by what connections and open streams add. With few objects in
+    each, none takes long; all of them are looked through hardly ever (benchmarks/bench_gc.py).
+    """
     gc.collect()
-    gc.set_threshold(20_000, 50, 100)
+    gc.set_threshold(5_000, 1, 10_000)
     gc.freeze()
 
 
