@@ -27,6 +27,10 @@ class Direct(Client, Protocol):
         """All of an answer whose status is 200, and the end. `lines`: of its headers."""
         ...
 
+    def begin_with(self, headers: bytes, lines: bytes, data: bytes) -> None:
+        """The head of a chunked answer whose status is 200, and the first of its bytes. `headers`: the provider's."""
+        ...
+
     def follow(self, work: Coroutine[Any, Any, None]) -> Any:
         """Go on with a coroutine. Answers the Drive that runs it."""
         ...

@@ -2,13 +2,14 @@
 
 It is entered when a head has come again on its connection (server/again.py), under the configuration that read it
 before, for a plan with one healthy target that speaks the client's dialect; and it is left, for the spine, at the first
-sight of anything else: a limit, a dial, a refusal, a stream, a slow client, a client that goes. What was done until
-then is not done again. So it decides nothing: it is the spine's usual case, and tests run each request both ways.
+sight of anything else: a limit, a dial, a refusal, a slow client, a client that goes; and with the first content of a
+stream, which the spine relays. What was done until then is not done again. So it decides nothing: it is the spine's usual case, and tests run each request both ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from sidecar.answer import ids_of
 from sidecar.clock import now
 from sidecar.dialects import DIALECTS
+from sidecar.drive import ENOUGH
 from sidecar.errors import SidecarError
 from sidecar.exchange import cached
 from sidecar.exchange.attempt import HELD_BYTES
@@ -23,8 +25,10 @@ from sidecar.exchange.hits import Direct, Over, give_at_once
 from sidecar.exchange.spine import proceed, request_id, run
 from sidecar.exchange.state import Attempt, Exchange, Place, Spine
 from sidecar.memory import COUNTED_BYTES
-from sidecar.pool.connection import ENDED, Connection, Stale
+from sidecar.pool.answer import Answer
+from sidecar.pool.connection import BODY, ENDED, Connection, Stale
 from sidecar.pool.outbound import Prepared
+from sidecar.relay import Through
 from sidecar.request import Asking, deadline, translate
 from sidecar.routing import Plan
 from sidecar.types import Client, Counting, Endpoint, Envelope, Outcome, Record, Target, Usage, View
@@ -82,7 +86,7 @@ def _enter(asking: Asking, spine: Spine, endpoint: Endpoint, client: Direct, dat
     if connection is None:
         return None
     if not _admit(caller, provider, started):
-        connection.put_away()
+        spine.pool.put_back(connection, upstream.origin)
         return None
     written, limits = body.rebuild(sent), deadline(upstream, view, started, started + asking.timeout)
     try:
@@ -164,7 +168,7 @@ def _scarce(shape: Shape, values: tuple[bytes, ...]) -> bool:
 
 
 class Lane(msgspec.Struct, eq=False):
-    """A request that has been sent, until its answer comes."""
+    """A request that has been sent, until its answer comes; of a stream, until its first content."""
 
     spine: Spine
     endpoint: Endpoint
@@ -180,21 +184,25 @@ class Lane(msgspec.Struct, eq=False):
     started: float
     began: float  # when it had been sent
     turn: int  # of the breaker
+    hold: Hold | None = None
 
     def wake(self) -> None:
-        """Something has come of it: deliver the whole of a plain answer; all else is the spine's."""
+        """Something has come of it: deliver the whole of a plain answer, or hold a stream; all else is the spine's."""
         connection, client = self.connection, self.client
         head = connection.answer
-        if head is None or connection.phase is not ENDED or head.status != 200 or self.view.stream:
+        shape = head.shape if head is not None and head.status == 200 and client.plain else None
+        if head is None or shape is None or (shape.left and _scarce(shape, head.values)):
             self.leave()
-            return
-        shape = head.shape
-        if shape is None or not shape.simple or not client.plain:
+        elif self.view.stream:
+            self._begin_stream(head, shape)
+        elif connection.phase is ENDED and shape.simple:
+            self._take(head, shape)
+        else:
             self.leave()
-            return
-        if shape.left and _scarce(shape, head.values):
-            self.leave()
-            return
+
+    def _take(self, head: ResponseHead, shape: Shape) -> None:
+        """The whole of an answer, if it is no error and tells its usage."""
+        connection = self.connection
         data, came = connection.take(), now()
         if len(data) <= HELD_BYTES and head.values[shape.kind].startswith(b"application/json"):
             try:
@@ -207,6 +215,17 @@ class Lane(msgspec.Struct, eq=False):
                 return
         connection.put_back(data)
         self.leave()
+
+    def _begin_stream(self, head: ResponseHead, shape: Shape) -> None:
+        connection, dialect = self.connection, DIALECTS[self.endpoint.dialect]
+        plain = shape.streams and connection.phase is BODY and head.values[shape.kind].startswith(b"text/event-stream")
+        if not plain or dialect.choices(self.members) != 1:
+            self.leave()
+            return
+        self.hold = hold = Hold(
+            self, head, shape, Through(dialect.meter(stream=True, hide_usage=self.hide_usage), None)
+        )
+        hold.begin()
 
     def _deliver(self, head: ResponseHead, shape: Shape, data: bytes, usage: Usage, came: float) -> None:
         """Steps relay and account."""
@@ -243,6 +262,37 @@ class Lane(msgspec.Struct, eq=False):
 
     def leave(self, error: Exception | None = None) -> Any:
         """Go on in the spine, with the try that has been sent."""
+        if self.hold is not None:
+            self.hold.stop()
+        exchange, attempt = self._exchange()
+        return self._follow(exchange, attempt, error)
+
+    def _follow(self, exchange: Exchange, attempt: Attempt, error: Exception | None = None) -> Any:
+        self.spine.duty.active -= 1  # it is counted anew
+        return self.client.follow(proceed(exchange, self.lead.plan, attempt, self.asking.asker.counter, error))
+
+    def go_on(self, held: Hold, data: bytes) -> None:
+        """The first content of a stream has come: step relay begins here, and is the spine's to end."""
+        place, lead, head, shape = self.place, self.lead, held.head, held.shape
+        came = now()
+        place.target.breaker.success(came, self.turn)
+        exchange, attempt = self._exchange()
+        record, outcome = exchange.record, exchange.outcome
+        record.status, record.attempts = 200, 1
+        _, record.provider, record.model = lead.names
+        first = outcome.first_byte_at = now()
+        outcome.waited, outcome.bytes_sent = came - self.began, len(data)
+        record.overhead_us = overhead = int((self.began - self.started + first - came) * 1e6)
+        ids = ids_of(shape, head.values, record.request_id)
+        lines = b"%b%d\r\n%b" % (lead.stamp, overhead, ids)
+        self.client.begin_with(shape.lines(head.values), lines, data)
+        exchange.streaming, exchange.target = True, lead.target
+        attempt.sent, attempt.inbound = None, Answer(200, [], {}, self.connection)
+        attempt.way, attempt.meter = held.way, held.way.meter
+        self._follow(exchange, attempt)
+
+    def _exchange(self) -> tuple[Exchange, Attempt]:
+        """What it has come to, as the spine has it."""
         spine, asking, lead, view = self.spine, self.asking, self.lead, self.view
         record = Record(request_id=request_id(), endpoint=self.endpoint.path, caller=asking.asker.caller.name)
         record.asked_model, record.stream, record.bytes_in = view.model, view.stream, self.size
@@ -263,5 +313,66 @@ class Lane(msgspec.Struct, eq=False):
         attempt = exchange.attempt = Attempt(
             lead.target, self.place, self.place.counter, self.turn, 0, self.began, self.hide_usage, sent=self.connection
         )
-        spine.duty.active -= 1  # it is counted anew
-        return self.client.follow(proceed(exchange, lead.plan, attempt, asking.asker.counter, error))
+        return exchange, attempt
+
+
+class Hold(msgspec.Struct, eq=False):
+    """Step hold: what has come of a stream, until its first content. Where none comes, the spine has it as it came."""
+
+    lane: Lane
+    head: ResponseHead
+    shape: Shape
+    way: Through
+    raw: list[bytes] = []
+    out: list[bytes] = []
+    size: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        connection, model = self.lane.connection, self.lane.lead.plan.model
+        if connection.size and self.feed(connection.take()) is not None:
+            self.over()
+            return
+        connection.tap(self.feed)
+        connection.signal.attach(self.over)
+        self.timer = asyncio.get_running_loop().call_later(model.commit_seconds, self.late)
+
+    def feed(self, data: bytes) -> Awaitable[None] | None:
+        """ENOUGH, where it is certain what comes of it."""
+        self.raw.append(data)
+        out, meter = self.way.feed(data), self.way.meter
+        self.out.append(out)
+        self.size += len(out)
+        enough = meter.started or meter.fault is not None or self.size > self.lane.lead.plan.model.commit_bytes
+        return ENOUGH if enough else None
+
+    def late(self) -> None:
+        """Held for as long as it may be."""
+        self.lane.connection.signal.detach()
+        self.over()
+
+    def over(self) -> None:
+        """Content, an error, an end; or it was held for long enough."""
+        lane, meter = self.lane, self.way.meter
+        try:
+            if lane.connection.phase is not BODY or meter.fault is not None or not lane.client.plain:
+                lane.leave()
+                return
+            self._untap()
+            meter.start()
+            lane.hold = None
+            lane.go_on(self, b"".join(self.out))
+        except Exception as error:  # noqa: BLE001  # a bug of ours: the spine tells of it
+            lane.leave(error)
+
+    def stop(self) -> None:
+        """The spine reads it from the beginning."""
+        self.lane.hold = None
+        self._untap()
+        if self.raw:
+            self.lane.connection.put_back(b"".join(self.raw))
+
+    def _untap(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.lane.connection.tap(None)

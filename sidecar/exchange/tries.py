@@ -52,9 +52,11 @@ class Failure(msgspec.Struct):
 async def obtain(exchange: Exchange, plan: routing.Plan, sent: Attempt | None = None) -> Attempt:
     """The answer to give: the first good one, else the last refusal. Raises SidecarError where there was no answer.
 
-    `sent`: the first try, at the only target, where it has been sent already.
+    `sent`: the first try, at the only target, where it has been sent already; if its answer has begun, it is this one.
     """
     exchange.plan = plan
+    if sent is not None and sent.way is not None:
+        return sent
     if len(plan.targets) != 1:
         return await _obtain_any(exchange, plan)
     target = plan.targets[0]

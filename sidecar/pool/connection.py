@@ -150,6 +150,10 @@ class Connection(asyncio.Protocol):
             wait, self._wait = self._wait, None
         return wait
 
+    def tap(self, sink: Sink | None) -> None:
+        """Give what comes to `sink`, as `pump` does, without a coroutine: `signal` tells of its end. None: no more."""
+        self._sink, self._wait = sink, None
+
     async def more(self) -> bytes:
         """The next bytes, when none are held."""
         while not self.size:
@@ -202,10 +206,6 @@ class Connection(asyncio.Protocol):
         self.answer = self._error = self._deadline = None
         self.phase = IDLE
         self.idle_since = self._loop.time()
-        self._owner.freed(self)
-
-    def put_away(self) -> None:
-        """It was taken for a request that is not sent."""
         self._owner.freed(self)
 
     def abort(self) -> None:

@@ -186,12 +186,16 @@ class Pool:
         return self._loop
 
     def ready(self, origin: Origin, limits: PoolLimits) -> Connection | None:
-        """An idle connection, taken out of the pool for one request (`ask`, or `put_away`); None where none is."""
+        """An idle connection, taken out of the pool for one request; None where none is. Not used: `put_back`."""
         bulkhead, loop = self._bulkheads.get(origin), self._loop
         if bulkhead is None or loop is None or not bulkhead.idle:
             return None
         bulkhead.limits = limits
         return bulkhead.take(loop.time())
+
+    def put_back(self, connection: Connection, origin: Origin) -> None:
+        """What `ready` gave is not used."""
+        self._bulkheads[origin].freed(connection)
 
     async def send(
         self, outbound: Outbound, deadline: Deadline, limits: PoolLimits, sent: Connection | None = None

@@ -19,7 +19,7 @@ from sidecar.server.lines import DATE, STATUS_LINES
 from sidecar.server.sending import HIGH_WATER
 from sidecar.types import Headers, Hold, Message, Scope, freely
 from sidecar.wire import body as json
-from sidecar.wire.framing import LAST_CHUNK, connection_tokens
+from sidecar.wire.framing import LAST_CHUNK, chunk, connection_tokens
 from sidecar.wire.heads import RequestHead, head_lines
 
 if TYPE_CHECKING:
@@ -171,14 +171,8 @@ class Cycle(msgspec.Struct, eq=False):
         connection = self.connection
         if self.gone or connection.transport is None:
             return None
-        if (
-            more
-            or self.close
-            or not self.head.plain
-            or not self.whole
-            or status in _BODILESS
-            or connection.server.draining
-        ):
+        odd = more or self.close or not self.whole or status in _BODILESS
+        if odd or not self.head.plain or connection.server.draining:
             self.status, self.answer_headers, self.lines = status, headers, lines
             self._send_body(data, more=more)
         else:  # nearly every answer that is one body: nothing about it needs a decision
@@ -216,6 +210,12 @@ class Cycle(msgspec.Struct, eq=False):
         self.work = None  # which knows this: a circle is left to the garbage collector
         connection.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
         connection.answered(self)
+
+    def begin_with(self, headers: bytes, lines: bytes, data: bytes) -> None:
+        """The head of a chunked answer whose status is 200, while `plain`, and the first of its bytes."""
+        self.began, self.status = True, 200
+        head = b"%b%btransfer-encoding: chunked\r\n%b%b\r\n" % (_OK, headers, lines, DATE.line())
+        self.connection.write(head + chunk(data) if data else head)
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The next bytes. What it answers is to be waited for: the client does not read."""

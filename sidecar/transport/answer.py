@@ -208,6 +208,10 @@ class Direct(Answer):
         self.over = type(self._work) is not Drive
         self.answer(200, [], lines, data, more=False)
 
+    def begin_with(self, headers: bytes, lines: bytes, data: bytes) -> None:
+        """The head of a stream, and the first of its bytes."""
+        self.answer(200, [], headers + lines, data, more=True)
+
     def pipe(self) -> None:
         return None
 

@@ -27,6 +27,7 @@ class Shape(msgspec.Struct, frozen=True, eq=False):
     names: tuple[bytes, ...]  # in lower case
     usual: bool  # neither of the following, few of them, and a length
     simple: bool  # so, and a content-type but no content-encoding
+    streams: bool  # chunked, with a content-type, and with neither a Connection header nor a content-encoding
     odd: bool  # its framing is not for a short cut: a length twice, or an offer of another protocol
     framed: bool  # a Connection or Transfer-Encoding header has to be read
     length: int
@@ -83,6 +84,10 @@ def _shape(names: tuple[bytes, ...]) -> Shape:
         names=names,
         usual=usual,
         simple=usual and b"content-type" in names and b"content-encoding" not in names,
+        streams=not odd
+        and names.count(b"transfer-encoding") == 1
+        and b"content-type" in names
+        and not {b"connection", b"content-encoding", b"content-length"}.intersection(names),
         odd=odd,
         framed=framed,
         length=at(b"content-length"),
