@@ -48,6 +48,9 @@ class Asked(NamedTuple):
     same: bool = True  # the provider speaks this dialect: the bytes are its own
     sip_seconds: float = 0.0  # to wait after each 16 KB
     leaves_after: int | float | None = None  # events, or seconds
+    key: str = (
+        "x-sim-key"  # the header that tells this request from others; a cache knows it for one that tells nothing
+    )
 
 
 class Failed(Exception):
@@ -126,6 +129,7 @@ class Client(FastHttpUser):
         if answer.status_code == 0:
             raise Failed(_class_of(answer.error), repr(answer.error))
         reader = answer._response  # its iter_content(n) waits for n bytes
+        row.cache = answer.headers.get("x-sidecar-cache", "")
         try:
             if answer.status_code != 200:
                 body = reader.read()
@@ -179,7 +183,7 @@ def _digest(body: bytes) -> str:
 def _headers(asked: Asked, row: Row) -> dict[str, str]:
     headers = {"content-type": "application/json", "authorization": f"Bearer {PLAN.keys.get(asked.who, '')}"}
     if PLAN.simulated:
-        headers |= {"x-sim-key": row.key, **({"x-sim-digest": "1"} if asked.same else {})}
+        headers |= {asked.key: row.key, **({"x-sim-digest": "1"} if asked.same else {})}
         if row.direct and not PLAN.direct_faults:
             headers["x-sim-fault"] = ""
     return headers | {name: value for name, value in asked.headers if PLAN.simulated or not name.startswith("x-sim-")}

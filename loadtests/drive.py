@@ -20,6 +20,7 @@ START_SECONDS = 20.0  # of Locust
 GRACE_SECONDS = 45.0  # beyond the run: for the last answers, and for Locust to end
 LAST_ANSWERS_SECONDS = 15
 SAMPLE_SECONDS = 0.5
+MB = 1024 * 1024
 SETTLE_SECONDS = 4.0  # in which all that was left must be over, and all places given back
 
 
@@ -29,6 +30,7 @@ class Sample(msgspec.Struct):
     descriptors: int
     cpu_seconds: float
     health_ms: float  # of /livez; endless where it did not answer
+    cache_mb: float | None = None  # that the cache holds, by its own count
 
 
 class Drive(msgspec.Struct, kw_only=True):
@@ -173,6 +175,7 @@ def _sample(stage: Stage) -> Sample:
         took = (time.monotonic() - began) * 1000
     except OSError:
         took = float("inf")
+    status = msgspec.json.decode(get(stage.port, "/status")) if "[cache]" in stage.scenario.config else {}
     for process in stage.sidecars:
         process.cpu_at_end = max(process.cpu_at_end, process.cpu_seconds())
     return Sample(
@@ -181,6 +184,7 @@ def _sample(stage: Stage) -> Sample:
         descriptors=stage.sidecars[-1].descriptors(),
         cpu_seconds=sum(process.cpu_at_end for process in stage.sidecars),
         health_ms=took,
+        cache_mb=status["cache"]["bytes"] / MB if status else None,
     )
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadtests.drive import Drive, under_way
+from loadtests.drive import MB, Drive, under_way
 from loadtests.scenario import HERE, Row, Scenario
 
 CLASSES = ("429", "429_bare", "4xx", "5xx", "told", "cut", "dropped", "timeout", "undone")
 THRESHOLDS = HERE / "thresholds.toml"
 MOST_REASONS = 6
 UNTOLD_SECONDS = 1.0  # an answer that ends so long after its client left was not for anybody
+CACHED = ("hit", "stale", "coalesced")  # answers that nobody was asked for anew
+EARLY = 0.2  # of the run
 LATE = 0.75  # of the run: the share after which a storm must be over
 
 
@@ -46,6 +48,7 @@ def figures(scenario: Scenario, drive: Drive) -> dict[str, float]:
     found = of_clients(scenario, drive)
     found |= _of_upstream(scenario, drive)
     found |= _of_sidecar(drive, sum(not row.direct for row in drive.rows), len(drive.upstream))
+    found |= _of_cache(drive, scenario) | _of_store(drive.status.get("store", {}))
     return found
 
 
@@ -173,6 +176,45 @@ def _of_sidecar(drive: Drive, requests: int, asked_of_providers: int) -> dict[st
         "reloads": float(drive.reloads),
         "reloads_failed": float(sum(not line["ok"] for line in reloads)),
         "start_ms": drive.start_ms,
+    }
+
+
+def _of_cache(drive: Drive, scenario: Scenario) -> dict[str, float]:
+    """What the cache gave, and what it took: by its own count, and by the memory of the process.
+
+    The bound is what the process had besides, early in the same load, and all that the cache may hold. What grows
+    beyond that are holes, copies and leaks: `cache_bound_percent` is the most memory that there ever was, by it.
+    """
+    rows = [row for row in drive.rows if not row.direct and row.left is None and row.outcome == "ok"]
+    hits = [row.ms for row in rows if row.cache in CACHED]
+    samples = [each for each in drive.samples if each.cache_mb is not None]
+    if not samples:
+        return {}
+    most = tomllib.loads(scenario.config)["cache"]["max_bytes"] / MB
+    full = max(each.cache_mb or 0.0 for each in samples)
+    early = [
+        each.rss_mb - (each.cache_mb or 0.0) for each in samples if each.at - drive.started < EARLY * scenario.seconds
+    ]
+    return {
+        "missed_percent": 100 - _percent(len(hits), len(rows)),
+        "hit_p50_ms": percentile(hits, 0.5),
+        "hit_p95_ms": percentile(hits, 0.95),
+        "asked_percent": _percent(len({line["key"] for line in drive.upstream} & {row.key for row in rows}), len(rows)),
+        "cache_mb": full,
+        "cache_full_percent": 100 * full / most,
+        "cache_bound_percent": 100 * max(each.rss_mb for each in samples) / (percentile(early, 0.5) + most),
+    }
+
+
+def _of_store(status: dict[str, Any]) -> dict[str, float]:
+    """What the sidecar tells of the store that limits share."""
+    if not status:
+        return {}
+    return {
+        "store_up_at_end": float(status["up"]),
+        "store_answered": float(status["calls"]["answered"]),
+        "store_local": float(status["local_decisions"]),
+        "store_longest_ms": status["longest_wait_seconds"] * 1000,
     }
 
 

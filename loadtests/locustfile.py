@@ -55,6 +55,7 @@ STREAM = body(said(WORDS), stream=True, **USAGE)
 MESSAGES = body(said(WORDS), stream=True, max_tokens=1000)
 TEXTS = msgspec.json.encode({"model": "MODEL", "input": [WORDS[:200]] * 16}).decode()
 AGENTS = [conversation(size * 1000, ends_with_result=size % 10 == 0) for size in (30, 45, 60, 75, 80)]
+SILENT = "x-client-request-id"  # OpenAI's own: it changes nothing of an answer
 VERSION = (("anthropic-version", "2023-06-01"),)
 KINDS = {
     "unary": Asked("unary", UNARY),
@@ -142,6 +143,36 @@ class Leaving(Client):
         soon = random.uniform(0.001, 0.1)
         kind, after = random.choice((("stream", soon), ("stream", random.randint(1, 8)), ("unary", soon)))
         self.ask(KINDS[kind]._replace(kind="left", leaves_after=after))
+
+
+class Repeating(Client):
+    """Asks one of twenty questions, some far oftener than others, as users of one application do."""
+
+    wait_time = constant_throughput(8)
+    asked: ClassVar = [
+        Asked("again", body(said(f"{number}: {WORDS}"), stream=stream, **(USAGE if stream else {})),
+              stream=stream, key=SILENT)
+        for number in range(10) for stream in (False, True)
+    ]  # fmt: skip
+    often: ClassVar = [1 / (1 + at) for at in range(len(asked))]
+
+    @task
+    def chat(self) -> None:
+        self.ask(random.choices(self.asked, self.often)[0])
+
+
+class Churning(Client):
+    """Asks what nobody has asked before, for some thirty kilobytes: what is cached, nobody asks for again."""
+
+    wait_time = constant_throughput(2)
+    long: ClassVar = {stream: (("x-sim-tokens", "150" if stream else "6000"), ("x-sim-rate", "0"))
+                      for stream in (False, True)}  # fmt: skip
+
+    @task
+    def chat(self) -> None:
+        stream = random.random() < 0.25
+        text = body(said(f"{random.getrandbits(64)} {WORDS}"), stream=stream, **(USAGE if stream else {}))
+        self.ask(Asked("new", text, stream=stream, headers=self.long[stream], key=SILENT))
 
 
 class Slow(Client):

@@ -16,7 +16,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something that is done to the parts, at a share of the run; `every_seconds` again, until another share of it."""
 
     at: float
-    do: Literal["weather", "start", "reload", "replace"]
+    do: Literal["weather", "start", "reload", "replace", "stall_store", "wake_store", "kill_store", "start_store"]
     until: float | None = None
     every_seconds: float | None = None
     provider: int = 0  # of `weather`
@@ -35,7 +35,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stages: list[tuple[float, float]] = []  # until a share of the run, a share of the users; empty: all, always
     providers: int = 1  # simulated ones; the model's targets, in turn
     simulate: list[str] = []  # options of `sidecar simulate`
-    config: str = ""  # of the sidecar, behind the common part
+    config: str = ""  # of the sidecar, behind the common part; {store}: where the store is
+    store: bool = False  # a Redis of its own
     listen: Literal["port", "held", "envoy"] = "port"  # held: the runner has the socket, and so requests wait in it
     events: list[Event] = []
     direct_percent: float = 20.0  # of requests that go to the provider itself, to compare with
@@ -76,6 +77,7 @@ class Row(msgspec.Struct, array_like=True, kw_only=True):
     outcome: str = "ok"
     why: str = ""  # more of a failure, in the words of whatever told it
     left: float | None = None  # when the client went away in the middle, of its own will
+    cache: str = ""  # what the answer says of a cache: hit, miss, off ...
 
 
 def names() -> list[str]:

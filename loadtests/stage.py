@@ -23,6 +23,8 @@ from loadtests.scenario import Event, Scenario
 
 KEYS = {name: f"sk-load-{name}-0123456789" for name in ("load", "quiet", "noisy")}
 START_SECONDS = 10.0
+_SIGNALS = {"stall_store": signal.SIGSTOP, "wake_store": signal.SIGCONT, "kill_store": signal.SIGKILL}
+STORE = ("--save", "", "--appendonly", "no", "--bind", "127.0.0.1")  # nothing on disk
 MOST_REFUSED = 100  # connections to a provider that is to be changed
 INGRESS = Path(__file__).parents[1] / "envoy" / "ingress.yaml"
 
@@ -88,6 +90,7 @@ class Stage:
         self.providers: list[Process] = []
         self.sidecars: list[Process] = []  # the last one serves; those before have been replaced
         self.envoys: list[Process] = []
+        self.stores: list[Process] = []  # the last one is there, or has been
         self.reloads = 0
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=2048) if scenario.listen == "held" else None
         self._port = self._socket.getsockname()[1] if self._socket else harness.free_port()
@@ -98,6 +101,8 @@ class Stage:
                 self._simulate(number)
             if self.scenario.listen == "envoy":
                 self._envoy_behind()
+            if self.scenario.store:
+                self._store()
             self._configure()
             if not any(event.do == "start" for event in self.scenario.events):
                 self.start()
@@ -109,6 +114,9 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for process in self.stores:
+            process.process.kill()  # a stalled one hears nothing else
+            process.process.wait()
         for process in (*self.envoys, *self.sidecars, *self.providers):
             process.stop()
         if self._socket is not None:
@@ -135,6 +143,12 @@ class Stage:
             self.sidecars[-1].process.send_signal(signal.SIGHUP)
         elif event.do == "start":
             self.start()
+        elif event.do == "start_store":
+            self._store(self.stores[-1].port)
+        elif event.do in _SIGNALS:
+            self.stores[-1].process.send_signal(_SIGNALS[event.do])
+            if event.do == "kill_store":
+                self.stores[-1].process.wait()
         else:
             old = self.sidecars[-1]
             self.start()  # on the same socket; says that it serves before the old one is told to go
@@ -182,9 +196,17 @@ class Stage:
         lines += [f'[callers.{name}]\nkey = "env:LOAD_KEY_{name.upper()}"' for name in KEYS]  # the last is noisy
         lines.append("requests_per_minute = 300")
         new = self.folder / "sidecar.toml.new"
-        new.write_text(note + "\n".join(lines) + "\n" + self.scenario.config)
+        store = f"redis://127.0.0.1:{self.stores[-1].port}" if self.stores else ""
+        new.write_text(note + "\n".join(lines) + "\n" + self.scenario.config.replace("{store}", store))
         new.chmod(0o600)
         new.rename(self.folder / "sidecar.toml")
+
+    def _store(self, port: int = 0) -> None:
+        found = harness.binary("redis-server")
+        if found is None:
+            raise RuntimeError("redis-server is not installed (it is Debian's redis-server)")
+        port = port or harness.free_port()
+        self.stores.append(_Quiet("store", [found, *STORE, "--port", str(port)], folder=self.folder, port=port))
 
     def _envoy_behind(self) -> None:
         """A plain one, between sidecar and provider."""
@@ -225,7 +247,7 @@ class Stage:
 
 
 class _Quiet(Process):
-    """Envoy says nothing when it is ready; it listens."""
+    """Some say nothing of use when they are ready; they listen."""
 
     def _wait(self) -> None:
         self.said.write_bytes(b"started\n")

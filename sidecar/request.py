@@ -80,7 +80,7 @@ def read_head(
         retry.client_patience(index) or math.inf,
         _priority(index),
         index.get(b"x-sidecar-explain") == b"1",
-        index.get(b"x-sidecar-cache") not in (b"off", b"refresh"),
+        _shares(index),
         endpoint=endpoint,
     )
     client.notes["asking"] = asking
@@ -234,6 +234,13 @@ def _priority(index: dict[bytes, bytes]) -> str | None:
     if asked not in (b"high", b"normal", b"low"):
         raise BodyInvalid("the header x-sidecar-priority is none of high, normal, low", param="x-sidecar-priority")
     return asked.decode()
+
+
+def _shares(index: dict[bytes, bytes]) -> bool:
+    asked = index.get(b"x-sidecar-cache")
+    if asked not in (None, b"off", b"refresh"):
+        raise BodyInvalid("the header x-sidecar-cache is none of off, refresh", param="x-sidecar-cache")
+    return asked is None
 
 
 def _timeout(index: dict[bytes, bytes]) -> float:

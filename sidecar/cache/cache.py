@@ -56,6 +56,9 @@ class Cache:
         return getattr(self.store, "bytes", 0)
 
     def resize(self, max_bytes: int) -> None:
+        """Another bound. None at all, where memory is short here, says nothing of a store elsewhere."""
+        if not max_bytes and self.find is None:
+            return
         self.most_bytes = most(max_bytes)
         self.store.resize(max_bytes)
 

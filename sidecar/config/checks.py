@@ -55,10 +55,20 @@ def check(config: Config, reading: Reading) -> None:
             reading.fault(("callers", name, "key"), f"the callers {other} and {name} have the same key")
     _listeners(config, reading)
     _store(config, reading)
+    _cache(config, reading)
     _ordered(("retry",), "base_seconds", "cap_seconds", config.retry, reading)
     _ordered(("breaker",), "open_seconds", "max_open_seconds", config.breaker, reading)
     if config.log.file != "-" and (problem := _unwritable(config.log.file)):
         reading.fault(("log", "file"), f"log.file: {config.log.file} {problem}")
+
+
+def _cache(config: Config, reading: Reading) -> None:
+    """Options of a cache that is off are warned of: they were meant to do something."""
+    if config.cache.ttl_seconds or any(model.cache_ttl_seconds for model in config.models.values()):
+        return
+    for option in ("stale_seconds", "max_bytes", "temperature_max", "replay"):
+        if reading.stands(("cache", option)):
+            reading.warn(("cache", option), f"cache.{option} does nothing without cache.ttl_seconds, or a model's own")
 
 
 def _ordered(path: Path, less: str, more: str, table: Table, reading: Reading) -> None:

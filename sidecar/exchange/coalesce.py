@@ -50,6 +50,7 @@ class Flight:
 
     def __init__(self, first: Exchange, fly: Fly, *, alone: bool = False) -> None:
         like, loop = first.client, asyncio.get_running_loop()
+        self._like = like
         self.headers, self.index, self.query = like.headers, like.index, like.query
         self.notes: dict[str, Any] = {}
         self.gone = False  # nobody follows any more
@@ -106,6 +107,11 @@ class Flight:
             self._drop()
         self.wake()
         return Lazy(self._followed) if self._ahead() else None
+
+    def land(self) -> None:
+        """Nothing more will come. Its exchange lets go of it: in a circle, all of the answer would stay in memory."""
+        self._exchange.client = self._like
+        self.wake()
 
     def wake(self, _: object = None) -> None:
         """Something has come, or nothing will."""
@@ -226,7 +232,7 @@ def begin(exchange: Exchange, key: bytes, fly: Fly, *, alone: bool = False) -> F
     def landed(_: object) -> None:
         if flights.get(key) is made:
             del flights[key]
-        made.wake()
+        made.land()
 
     made.task.add_done_callback(landed)
     return made

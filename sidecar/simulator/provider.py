@@ -63,6 +63,11 @@ class Seen(msgspec.Struct, kw_only=True):
         return next((value for each, value in self.headers if each == name), "")
 
     @property
+    def key(self) -> str:
+        """What tells it apart: of tests, or as OpenAI's clients tell it, by which a request is like any other."""
+        return self.header("x-sim-key") or self.header("x-client-request-id")
+
+    @property
     def anthropic(self) -> bool:
         """Whether it is to be answered in Anthropic's form."""
         route = ROUTES.get(self.route)
@@ -78,7 +83,7 @@ def shown(seen: Seen) -> dict[str, Any]:
 def log_line(seen: Seen) -> bytes:
     """What became of a request, for a log: none of its body, nor of its headers but the key that tells it apart."""
     told = {name: getattr(seen, name) for name in _LOGGED}
-    return msgspec.json.encode({**told, "key": seen.header("x-sim-key")}) + b"\n"
+    return msgspec.json.encode({**told, "key": seen.key}) + b"\n"
 
 
 _LOGGED: Final = ("number", "path", "fault", "began", "answered_at", "finished_at", "cancelled_at")

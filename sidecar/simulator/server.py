@@ -44,7 +44,7 @@ class Simulator:
         for fault in self.settings.faults:
             check_fault(fault, NAMES)
         self.requests: deque[Seen] = deque()
-        self.log: deque[bytes] = deque(maxlen=_LOGGED)  # of requests with an `x-sim-key` that are over
+        self.log: deque[bytes] = deque(maxlen=_LOGGED)  # of requests with a key (Seen.key) that are over
         self.connections: set[Peer] = set()
         self.accepted = 0
         self.chance = random.Random(self.settings.seed)  # noqa: S311  # to be the same every time
@@ -110,7 +110,7 @@ class Simulator:
 
     def over(self, seen: Seen) -> None:
         """A request has had its answer, or its client has left."""
-        if seen.header("x-sim-key"):
+        if seen.key:
             self.log.append(log_line(seen))
 
     def control(self, path: str, body: bytes) -> Answer:

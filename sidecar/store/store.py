@@ -56,6 +56,7 @@ class Store:
         self._serial = itertools.count()
         self._why = ""  # it was last lost
         self._known = False  # whether it is there
+        self._last: tuple[str | None, ...] = ()  # what was told: why it is down, None where it is up
         self._waits: list[asyncio.Future[None]] = []
         self._calls: Counter[str] = Counter()
         self._waited = 0.0  # seconds, for all answers
@@ -230,6 +231,9 @@ class Store:
         for each in self._waits:
             _end(each)
         self._why = why or self._why
+        if self._last == (why,):  # of several servers, or said again by one
+            return
+        self._last = (why,)
         self._tell({"event": "store", "up": why is None, **({"why": why} if why else {})})
 
     # -- what it has to say

@@ -76,6 +76,16 @@ def test_what_it_tells() -> None:
     assert told[("sidecar_cache_max_bytes",)] == MB
 
 
+def test_where_memory_is_short_only_what_is_here_gives_way() -> None:
+    away, near = Cache(Elsewhere(), MB), build(MB)
+    near.store.keep(b"a", Entry(made=0.0, head=b"", body=b"x"))  # type: ignore[attr-defined]
+    for cache in (away, near):
+        cache.resize(0)
+    assert (away.most_bytes, near.most_bytes, near.held, away.held) == (MB // 8, 0, 0, 0)
+    away.resize(2 * MB)
+    assert away.most_bytes == MB // 4
+
+
 @pytest.mark.parametrize(("room", "one"), [(MB, MB // 8), (1024**4, MOST_BYTES)])
 def test_the_most_of_one_answer(room: int, one: int) -> None:
     assert most(room) == one

@@ -317,3 +317,17 @@ def test_what_holds_on_bad_days_by_default(tmp_path: Path) -> None:
     assert (found.providers["openai"].api_keys, found.providers["openai"].tags) == ((), ())
     assert found.on_disconnect.policy == "cancel"
     assert (found.callers["web"].priority, found.callers["web"].tags) == ("normal", ())
+
+
+@pytest.mark.parametrize(
+    "option", ["stale_seconds = 5", "max_bytes = 2097152", "temperature_max = 1", 'replay = "recorded"']
+)
+@pytest.mark.parametrize(
+    ("on", "idle"),
+    [("", True), ("ttl_seconds = 9", False), ("[models.a]\ntargets = 'openai/m'\ncache_ttl_seconds = 9", False)],
+)
+def test_options_of_a_cache_that_is_off_are_warned_of(tmp_path: Path, option: str, on: str, idle: bool) -> None:
+    name = option.partition(" ")[0]
+    told = [f"cache.{name} does nothing without cache.ttl_seconds, or a model's own"]
+    found = read(tmp_path, f"{OPENAI}\n[cache]\n{option}\n{on}\n")
+    assert messages(found.warnings) == (told if idle else [])

@@ -75,6 +75,12 @@ async def test_off_is_not_looked_up_and_not_kept() -> None:
         assert stats(stand)["uncached"] == {"asked": 2}
 
 
+async def test_another_word_than_off_and_refresh_is_refused() -> None:
+    async with standing([Again((REQUEST, LAB.whole()))]) as stand:
+        answer = await stand.ask(ask(LAB, b"x-sidecar-cache: of", stream=False))
+        assert (answer.status, answer.json["error"]["param"]) == (400, "x-sidecar-cache")
+
+
 async def test_refresh_asks_anew_and_replaces() -> None:
     answers = [reply(CHAT.body.replace(b"one", word)) for word in (b"1st", b"2nd", b"3rd")]
     script: Script = [step for each in answers for step in (REQUEST, each)]
@@ -95,6 +101,17 @@ async def test_the_time_to_live_and_the_age(monkeypatch: pytest.MonkeyPatch) -> 
         later(monkeypatch, stand, 61.0)
         assert said(await stand.ask(request)) == MISS
         assert len(stand.peer.requests) == 2
+
+
+async def test_a_time_to_live_that_was_lowered_holds_for_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing([Again((REQUEST, LAB.whole()))], cache=HOUR) as stand:
+        request = ask(LAB, stream=False)
+        assert said(await stand.ask(request)) == MISS
+        stand.app.reload(msgspec.structs.replace(stand.app.config, cache=Cache(ttl_seconds=60)))
+        later(monkeypatch, stand, 59.0)
+        assert said(await stand.ask(request)) == (200, b"hit", b"59")
+        later(monkeypatch, stand, 61.0)
+        assert [said(each)[1] for each in await _in_turn(stand, request, request)] == [b"miss", b"hit"]
 
 
 @pytest.mark.parametrize(

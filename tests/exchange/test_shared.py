@@ -271,10 +271,13 @@ async def test_while_the_store_is_down_each_has_its_part_and_then_no_more(
                 more += 1
         assert 8 + 8 + more == pytest.approx(100, abs=3)
         assert one.local > 4
+        assert both[0].most == 4
         own_server.start()
         await until(lambda: one.up and two.up)
         permits = [held(await both[n % 2].ask(0, 0)) for n in range(8)]  # in full again, and the store was emptied
         assert len(permits) == 8
+        assert both[0].most == 8
+        assert [left.limit for left in both[0].left(now())] == [100, 1000]
 
 
 async def test_a_part_is_one_at_the_least(own_server: Redis) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -263,3 +264,30 @@ async def test_the_cache_has_its_share_of_the_container_and_no_more_than_it_may(
         app._memory.bytes = 1 << 40
         app.reload(app.config)
         assert app._cache.most_bytes == 64 * MIB // 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_was_kept_and_let_go_is_in_no_circle(stream: bool) -> None:
+    """Else the memory of answers that the cache holds no more would be taken until the collector comes."""
+    script: Script = [Again((REQUEST, LAB.stream() if stream else LAB.whole()))]
+    async with standing(script, cache=Cache(ttl_seconds=60)) as stand, stand.client() as client:
+
+        async def answer(number: int) -> None:
+            client.write(ask(LAB, stream=stream, user=f"{number}"))
+            assert read(await client.response()).get(b"x-sidecar-cache") == b"miss"
+
+        await answer(0)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 6):
+                await answer(number)
+            await comes_true(lambda: not stand.app._duty.flights, "landed")
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = [type(each).__name__ for each in gc.garbage if type(each).__module__.startswith("sidecar")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert left == []

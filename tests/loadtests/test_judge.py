@@ -139,6 +139,41 @@ def test_what_the_sidecar_keeps_is_told() -> None:
     assert (found["cpu_ms"], found["cpu_ratio"]) == (500, 2)
 
 
+CACHING = msgspec.structs.replace(SCENARIO, config="[cache]\nmax_bytes = 16777216\n")
+
+
+def test_a_cache_is_held_to_what_there_was_besides_and_all_that_it_may_hold() -> None:
+    samples = [
+        Sample(at=100.0 + at, rss_mb=rss, descriptors=9, cpu_seconds=1.0, health_ms=1.0, cache_mb=cache)
+        for at, rss, cache in (
+            (0.5, 40.0, 0.0),
+            (1.5, 48.0, 6.0),
+            (1.9, 46.0, 5.0),
+            (2.0, 90.0, 1.0),
+            (9.0, 57.0, 15.5),
+        )
+    ]
+    rows = [row(ms=9.0, cache="miss"), row(ms=2.0, cache="hit"), row(ms=3.0, cache="coalesced", key="l")]
+    drive = driven(*rows, row(cache="hit", direct=True), row(outcome="cut", cache="hit"), samples=samples)
+    found = judge.figures(CACHING, drive)
+    assert found["missed_percent"] == pytest.approx(33.33, abs=0.01)
+    assert (found["hit_p50_ms"], found["hit_p95_ms"], found["asked_percent"]) == (3, 3, 0)
+    assert (found["cache_mb"], found["cache_full_percent"]) == (15.5, 96.875)
+    assert found["cache_bound_percent"] == pytest.approx(100 * 90 / (41 + 16))
+    drive.upstream = [tried(**WELL), tried(key="of a direct one", **WELL)]
+    assert judge.figures(CACHING, drive)["asked_percent"] == pytest.approx(33.33, abs=0.01)
+
+
+def test_without_a_cache_or_a_store_nothing_is_told_of_them() -> None:
+    assert not [name for name in figures(row(cache="off")) if "cache" in name or "store" in name or "hit" in name]
+
+
+def test_what_became_of_the_store_is_told() -> None:
+    store = {"up": False, "calls": {"answered": 7}, "local_decisions": 3, "longest_wait_seconds": 0.025}
+    found = figures(row(), status={**STATUS, "store": store})
+    assert [found[f"store_{name}"] for name in ("up_at_end", "answered", "local", "longest_ms")] == [0, 7, 3, 25]
+
+
 def test_a_verdict_has_each_threshold_first_then_the_rest() -> None:
     found = {"lost": 0.0, "requests": 10.0, "cut": 2.0, "told": 7.0}
     lines = judge.verdict(found, {"lost": 0, "requests": {"least": 10}, "cut": 1})

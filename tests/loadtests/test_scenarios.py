@@ -18,6 +18,7 @@ NAMES = scenario.names()
 WANTED = {
     *("steady", "spike", "soak", "slow_provider", "brownout", "throttled", "flaky", "failover", "cancel_storm"),
     *("slow_readers", "big_bodies", "cold_start", "reload_storm", "drain", "through_envoy", "smoke"),
+    *("cache_hot", "cache_churn", "redis_down"),
 }
 
 

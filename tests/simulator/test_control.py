@@ -35,12 +35,13 @@ async def test_what_became_of_each_request_is_logged() -> None:
             await until(lambda: len(simulator.requests) == 4)
         await until(lambda: len(simulator.log) == 4)
         await ask(simulator, post(CHAT))  # has no key
+        await ask(simulator, post(CHAT, ("x-client-request-id", "as OpenAI's clients tell it")))
         _, _, body = split((await ask(simulator, GET_LOG))[0])
     lines = [msgspec.json.decode(line) for line in body.splitlines()]
-    assert [line["key"] for line in lines] == ["k0", "k1", "k2", "left"]
-    assert [line["fault"] for line in lines] == ["", "reset_after", "500", "stall"]
-    assert [line["finished_at"] is None for line in lines] == [False, False, False, True]
-    assert [line["cancelled_at"] is None for line in lines] == [True, True, True, False]
+    assert [line["key"] for line in lines] == ["k0", "k1", "k2", "left", "as OpenAI's clients tell it"]
+    assert [line["fault"] for line in lines] == ["", "reset_after", "500", "stall", ""]
+    assert [line["finished_at"] is None for line in lines] == [False, False, False, True, False]
+    assert [line["cancelled_at"] is None for line in lines] == [True, True, True, False, True]
     assert all("authorization" not in line for line in lines)
 
 

@@ -173,6 +173,15 @@ async def test_an_answer_from_elsewhere_makes_a_cluster_look_again() -> None:
             await until(lambda: looked == 2)
 
 
+async def test_what_is_so_still_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.store.servers._REFRESH_SECONDS", 0.01)
+    async with fake() as server:
+        server.answer = lambda parts: b"-ERR no cluster\r\n" if parts[0] == b"CLUSTER" else friendly(parts)
+        async with opened(f"redis+cluster://127.0.0.1:{server.port}") as (_, told):
+            await until(lambda: len(server.asked) > 5)
+            assert told == [{"event": "store", "up": False, "why": "nobody says who has which slots: ERR no cluster"}]
+
+
 async def test_bytes_are_kept_for_a_while(server: Redis) -> None:
     async with opened(server.url) as (store, _):
         value = bytes(range(256)) * 4000
