@@ -3,7 +3,8 @@
 It is entered when a head has come again on its connection (server/again.py), under the configuration that read it
 before, for a plan with one healthy target that speaks the client's dialect; and it is left, for the spine, at the first
 sight of anything else: a limit, a dial, a refusal, a slow client, a client that goes; and with the first content of a
-stream, which the spine relays. What was done until then is not done again. So it decides nothing: it is the spine's usual case, and tests run each request both ways.
+stream, which the spine relays. What was done until then is not done again. So it decides nothing: it is the spine's
+usual case, and tests run each request both ways.
 """
 
 from __future__ import annotations
