@@ -152,6 +152,33 @@ async def test_those_who_ask_the_same_hold_a_body_each_and_the_answer_s_for_as_l
         await comes_true(lambda: not room.held, "given back")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_those_that_come_again_on_a_connection_are_counted_too(stream: bool) -> None:
+    """By the hot lane: whole answers it delivers itself, streams it leaves to the spine."""
+    go_on = asyncio.Event()
+    way = LAB.stream() if stream else LAB.whole()
+    script: Script = [*(REQUEST, way) * 3, REQUEST, Pause(go_on), way, REQUEST, way]
+    async with standing(script) as stand, stand.client() as client:
+        room = stand.app._memory.room
+        request = ask(LAB, stream=stream, messages=[{"role": "user", "content": "x" * 20_000}])
+        for _ in range(3):
+            client.write(request)
+            assert read(await client.response()).status == 200
+            await comes_true(lambda: not room.held, "given back")
+        client.write(request)
+        await stand.peer.requested(4)
+        assert [type(work).__name__ for work in stand.server.work] == ["Lane"]
+        assert 20_000 < room.held < 21_000
+        room.most = 2 * 30_000
+        assert (await stand.ask(request)).status == 503
+        go_on.set()
+        assert read(await client.response()).status == 200
+        await comes_true(lambda: not room.held, "given back")
+        room.most = 2 * 10_000
+        client.write(request)
+        assert read(await client.response()).status == 413
+
+
 # -- levels
 
 
