@@ -223,10 +223,12 @@ class Lane(msgspec.Struct, eq=False):
         if not plain or dialect.choices(self.members) != 1:
             self.leave()
             return
-        self.hold = hold = Hold(
-            self, head, shape, Through(dialect.meter(stream=True, hide_usage=self.hide_usage), None)
-        )
-        hold.begin()
+        meter = dialect.meter(stream=True, hide_usage=self.hide_usage)
+        self.hold = hold = Hold(self, head, shape, Through(meter, None))
+        try:
+            hold.begin()
+        except Exception as error:  # noqa: BLE001  # a bug of ours: the spine tells of it
+            self.leave(error)
 
     def _deliver(self, head: ResponseHead, shape: Shape, data: bytes, usage: Usage, came: float) -> None:
         """Steps relay and account."""

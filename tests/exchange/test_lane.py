@@ -329,17 +329,21 @@ async def test_a_connection_that_closes_at_its_next_request_is_replaced(monkeypa
     assert counts == {"sent": 1, "delivered": 0}
 
 
-async def test_a_bug_in_it_is_told_once_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bug_in_it_is_told_once_and_leaves_nothing(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    async with standing([Again((REQUEST, CHAT.whole()))]) as stand:
+    slow = (head() + events(ONE), Drip(events(DONE) + END, 0.02, 1))
+    async with standing([Again((REQUEST, *(slow if stream else (CHAT.whole(),))))]) as stand:
         async with asyncio.timeout(8), stand.client() as client:
-            await warm(client, ask(CHAT, stream=False))
-            with monkeypatch.context() as patch:
-                patch.setattr(lane.Lane, "_deliver", broken)
-                client.write(ask(CHAT, stream=False))
-                assert (await client.response()).startswith(b"HTTP/1.1 500")
+            for name in ("Hold.feed", "Hold.begin") if stream else ("Lane._deliver",):
+                await warm(client, ask(CHAT, stream=stream))
+                owner, _, method = name.partition(".")
+                with monkeypatch.context() as patch:
+                    patch.setattr(getattr(lane, owner), method, broken)
+                    client.write(ask(CHAT, stream=stream))
+                    assert (await client.response()).startswith(b"HTTP/1.1 500")
         await comes_true(lambda: [line for line in stand.lines() if line.get("event") == "bug"], "a bug is told of")
         stand.log[:] = [line for line in stand.log if line.get("event") != "bug"]
         assert stand.idle()
