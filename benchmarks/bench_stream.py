@@ -13,7 +13,7 @@ import uvloop
 
 from benchmarks import harness
 
-BAR = 1.3  # of Envoy's CPU per event
+BAR = 0.9  # of Envoy's CPU per event
 STREAMS = 128
 SECONDS = 30.0  # the most that a round may take
 CHUNK = re.compile(rb"([0-9a-fA-F]+)\r\n")

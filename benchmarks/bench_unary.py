@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-BAR = 1.6  # of Envoy's CPU per request
+BAR = 0.9  # of Envoy's CPU per request
 LUA = """
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
