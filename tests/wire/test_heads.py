@@ -162,7 +162,7 @@ def answers(draw: st.DrawFn) -> bytes:
     return before + first + draw(ends) + b"".join(lines) + b"\r\n" + body + after
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(answers(), st.sampled_from([b"POST"] * 5 + [b"HEAD"]), st.lists(st.integers(0, 400), max_size=3))
 @example(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", b"POST", [38])
 @example(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"POST", [])
@@ -173,7 +173,7 @@ def test_of_an_answer_the_same_is_said_however_it_comes(data: bytes, method: byt
     _agree(data, method, cuts)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(answers())
 def test_what_llhttp_refuses_no_shorter_way_takes(data: bytes) -> None:
     reader, seen = ResponseReader(LIMITS), Llhttp()
