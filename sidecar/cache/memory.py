@@ -119,7 +119,8 @@ class Memory(BaseCache):
     async def _set(
         self, key: Any, value: Any, ttl: float | None = None, _cas_token: Any = None, _conn: object = None
     ) -> bool:
-        if _cas_token is not None and _cas_token != self.find(key, self._clock()):
+        seen = _cas_token  # by the caller: the entry that this one is to replace
+        if seen is not None and seen != self.find(key, self._clock()):
             return False
         return self.keep(key, value, self._expires(ttl))
 
