@@ -170,6 +170,8 @@ class Sidecar:
         """Write the access log where the configuration says. Called by `sidecar serve`; a host app has its own."""
         self._ledger.open = True
         self._log = LogWriter(self._ledger.drain, self.config.log.file)
+        if self._store is not None:
+            self._store.log_opened()
 
     def note(self, event: Mapping[str, Any]) -> None:
         """One structured line for the log: what the server has to say of its peers."""

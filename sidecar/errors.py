@@ -166,7 +166,12 @@ class ProviderLimited(ProviderError):
 
 
 class QuotaShort(ProviderLimited):
-    """By its own word the provider has not as much left as this request needs, and would refuse it."""
+    """By its own word the provider has not as much left as this request needs, and would refuse it.
+
+    `guessed`: it has something left, and that this will not do is a guess.
+    """
+
+    guessed = False
 
 
 class TargetDown(ProviderError):

@@ -131,6 +131,10 @@ class Quota:
         """Seconds until that key's limits have so much: of one who needs more than a limit, all of it."""
         return max((level.wait(need.get(what, 0.0), now) for what, level in self._read(key, now).items()), default=0.0)
 
+    def spent(self, key: int, need: Mapping[str, float], now: float) -> bool:
+        """Of some limit that it needs nothing is left with that key: that is certain, where `wait` goes by guesses."""
+        return any(level.there(now) < 1.0 for what, level in self._read(key, now).items() if need.get(what))
+
     def take(self, key: int, need: Mapping[str, float], now: float) -> None:
         """So much is sent with that key: it is gone, before the provider says so."""
         if (known := self._keys.get(key)) is not None:

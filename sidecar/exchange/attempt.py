@@ -23,7 +23,7 @@ from sidecar.errors import (
     UpstreamTimeout,
 )
 from sidecar.exchange.shared import Ask
-from sidecar.exchange.spending import Paying, guess, heed, pick, reserve, undo
+from sidecar.exchange.spending import Paying, guess, guessed, heed, pick, reserve, undo
 from sidecar.exchange.state import Attempt, Exchange, Place
 from sidecar.exchange.verdict import LEARNING, blamed, cause_in_answer, tell
 from sidecar.limits import RANKS, Counter, cost
@@ -115,7 +115,10 @@ def _pass(exchange: Exchange, target: Target, place: Place, moment: float) -> in
     breaker.abandon(moment, breaker.turn)
     name = target.upstream.name
     if short:
-        raise QuotaShort(f"provider {name} has not as much left of its limits as this request needs", retry_after=short)
+        words = f"provider {name} has not as much left of its limits as this request needs"
+        error = QuotaShort(words, retry_after=short)
+        error.guessed = guessed(exchange, place, moment)
+        raise error
     raise ProviderLimited(f"provider {name} has refused its keys for now", retry_after=place.keys.retry_after(moment))
 
 

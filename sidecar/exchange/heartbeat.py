@@ -13,14 +13,15 @@ from typing import Final
 
 from sidecar import answer
 from sidecar.drive import Lazy
+from sidecar.exchange.between import Between
 from sidecar.exchange.spending import told
 from sidecar.exchange.state import Exchange
-from sidecar.types import Headers, Hold, freely
+from sidecar.types import Headers
 
 COMMENT: Final = b": sidecar\n\n"
 
 
-class Heartbeat:
+class Heartbeat(Between):
     """The client of an exchange (types.Client), which is sent a comment whenever nothing has gone to it for so long.
 
     One thing is sent at a time: what comes while a comment is under way, under a server whose sending must be waited
@@ -28,8 +29,7 @@ class Heartbeat:
     """
 
     def __init__(self, exchange: Exchange, seconds: float) -> None:
-        client = self._client = exchange.client
-        self.headers, self.index, self.query, self.notes = client.headers, client.index, client.query, client.notes
+        super().__init__(exchange.client)
         self._exchange = exchange
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
@@ -76,29 +76,8 @@ class Heartbeat:
 
     # -- the client's side
 
-    @property
-    def gone(self) -> bool:
-        return self._client.gone
-
-    @property
-    def stay(self) -> bool:
-        return self._client.stay
-
-    @stay.setter
-    def stay(self, stay: bool) -> None:
-        self._client.stay = stay
-
-    def body(self, most: int) -> bytes | None:
-        return self._client.body(most)
-
-    async def read(self, most: int, hold: Hold = freely) -> bytes:
-        return await self._client.read(most, hold)
-
     def answer(self, status: int, headers: Headers, lines: bytes, data: bytes, *, more: bool) -> Awaitable[None] | None:
         return self._pass(partial(self._client.answer, status, headers, lines, data, more=more), more=more)
-
-    def pipe(self) -> None:
-        return None
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         return self._pass(partial(self._client.write, data, more=more), more=more)

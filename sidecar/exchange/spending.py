@@ -136,7 +136,10 @@ def need(exchange: Exchange, form: Form) -> Mapping[str, float]:
 
 
 def pick(exchange: Exchange, place: Place, moment: float) -> tuple[int | None, float]:
-    """A key with as much left as the request needs. Else the seconds until one has, as far as that is known."""
+    """A key with as much left as the request needs. Else the seconds until one has, as far as that is known.
+
+    Of an exchange that `insists` any key will do that has something left.
+    """
     keys, quota, wait = place.keys, place.quota, 0.0
     wants = need(exchange, quota.form)
     for _ in range(len(keys)):
@@ -144,12 +147,20 @@ def pick(exchange: Exchange, place: Place, moment: float) -> tuple[int | None, f
         if key is None:
             break
         short = quota.wait(key, wants, moment)
-        if not short:
+        if not short or (exchange.insists and not quota.spent(key, wants, moment)):
             quota.take(key, wants, moment)
             place.see()
             return key, 0.0
         wait = min(wait or short, short)
     return None, wait
+
+
+def guessed(exchange: Exchange, place: Place, moment: float) -> bool:
+    """Is there a key with something left, of which it is a guess that this will not do?"""
+    wants = need(exchange, place.quota.form)
+    return any(
+        not (place.keys.rests(key, moment) or place.quota.spent(key, wants, moment)) for key in range(len(place.keys))
+    )
 
 
 def heed(exchange: Exchange, attempt: Attempt, inbound: Inbound) -> None:

@@ -245,4 +245,5 @@ class Exchange(msgspec.Struct, eq=False):
     guess: Guess | None = None  # of its tokens
     store_seconds: float = 0.0  # waited for the store, in all
     spent: bool = False  # asking again is of no use now: the client is told so
+    insists: bool = False  # it asks although a guess says that the provider would refuse
     held: int = 0  # bytes of the body that are counted (memory.Room)

@@ -7,55 +7,34 @@ from typing import Final
 
 from sidecar.clock import now
 from sidecar.errors import UpstreamProtocol
+from sidecar.exchange.between import Between
 from sidecar.exchange.heartbeat import COMMENT
-from sidecar.types import Client, Headers, Hold, freely
+from sidecar.types import Client, Headers
 
 _OFF: Final = b"x-sidecar-cache: off\r\n"
 _MISS: Final = b"x-sidecar-cache: miss\r\n"
 
 
-class _Between:
-    """What both leave to the client behind them."""
+class _Keeping(Between):
+    """What both keep."""
 
     def __init__(self, client: Client, most: int) -> None:
-        self._client = client
+        super().__init__(client)
         self._most = most  # bytes that are kept
-        self.headers, self.index, self.query, self.notes = client.headers, client.index, client.query, client.notes
         self.status = 0
         self.answered: Headers = []
         self.pieces: list[bytes] = []
         self.size = 0
 
     @property
-    def gone(self) -> bool:
-        return self._client.gone
-
-    @property
-    def stay(self) -> bool:
-        return self._client.stay
-
-    @stay.setter
-    def stay(self, stay: bool) -> None:
-        self._client.stay = stay
-
-    @property
     def data(self) -> bytes:
         return b"".join(self.pieces)
-
-    def body(self, most: int) -> bytes | None:
-        return self._client.body(most)
-
-    def pipe(self) -> None:
-        """Nothing goes past it."""
-
-    async def read(self, most: int, hold: Hold = freely) -> bytes:
-        return await self._client.read(most, hold)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status}, {self.size} bytes>"
 
 
-class Tape(_Between):
+class Tape(_Keeping):
     """Passes all on, and keeps it meanwhile: at most `most` bytes, none of them copied, and none of our own comments.
 
     The answer's head tells that it was not in the cache.
@@ -94,7 +73,7 @@ class Tape(_Between):
             self.times.append(self._clock())
 
 
-class Box(_Between):
+class Box(_Keeping):
     """Keeps an answer that is one body, and passes nothing on: what its client gets is still to be made of it."""
 
     lines = b""

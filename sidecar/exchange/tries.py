@@ -141,6 +141,14 @@ async def _persist(
     exchange: Exchange, plan: routing.Plan, target: Target, got: Failure, *, last: bool
 ) -> Attempt | Failure:
     """The same target again, where that may help after such a failure. `last`: there is no other to ask."""
+    tried = await _retry(exchange, plan, target, got, last=last)
+    return await _insist(exchange, target, tried) if last and isinstance(tried, Failure) else tried
+
+
+async def _retry(
+    exchange: Exchange, plan: routing.Plan, target: Target, got: Failure, *, last: bool
+) -> Attempt | Failure:
+    """Out of the budget, and after a wait."""
     duty, budget, settings = exchange.spine.duty, exchange.spine.duty.retries, exchange.spine.config.retry
     number, keys = 1, len(_place(exchange, target).keys)
     while number <= settings.attempts:
@@ -168,6 +176,14 @@ async def _persist(
         if wait or keys <= 0:  # each other key may be asked besides
             number += 1
     return got
+
+
+async def _insist(exchange: Exchange, target: Target, got: Failure) -> Attempt | Failure:
+    """Nobody else may be asked, nor waited for: what a guess alone speaks against is the provider's to refuse."""
+    if type(got.error) is not QuotaShort or not got.error.guessed or exchange.client.gone:
+        return got
+    exchange.insists = True
+    return await try_once(exchange, target)
 
 
 def _wait(exchange: Exchange, target: Target, failure: Failure, number: int, *, last: bool) -> float | None:

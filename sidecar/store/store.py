@@ -234,7 +234,16 @@ class Store:
         if self._last == (why,):  # of several servers, or said again by one
             return
         self._last = (why,)
-        self._tell({"event": "store", "up": why is None, **({"why": why} if why else {})})
+        self._say()
+
+    def _say(self) -> None:
+        for why in self._last:
+            self._tell({"event": "store", "up": why is None, **({"why": why} if why else {})})
+
+    def log_opened(self) -> None:
+        """Tell of it again where it is down: what was told before there was a log is lost."""
+        if self._last != (None,):
+            self._say()
 
     # -- what it has to say
 

@@ -48,6 +48,17 @@ def event(process: Process, name: str) -> dict[str, object]:
 # -- starting
 
 
+def test_a_store_that_is_not_there_is_told_of_at_the_start(tmp_path: Path) -> None:
+    written(tmp_path / "sidecar.toml", f'{LOCAL}[store]\nurl = "redis://:{CANARY}@127.0.0.1:9"\n')
+    with started(folder=tmp_path) as process:
+        up(process)
+        told = event(process, "store")
+        assert told["up"] is False
+        assert "refused" in str(told["why"])
+        assert process.end() == 0
+    assert CANARY not in "".join(process.told)
+
+
 def test_what_it_gives_to_paste_works(tmp_path: Path) -> None:
     with started("simulate", "--port", "0", folder=tmp_path) as provider:
         base_url = provider.line("simulated provider at ").split()[-1]

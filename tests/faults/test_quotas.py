@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from sidecar.config import Key, Model, Provider, Retry
 from tests.faults.peer import REQUEST, Again, RawServer, Script
 from tests.faults.stand import Stand, ask, standing
@@ -93,14 +95,25 @@ async def test_one_that_needs_more_tokens_than_are_left_goes_on_and_a_smaller_on
             assert told.get(b"x-sidecar-provider") == name
 
 
-async def test_anthropics_input_is_waited_for_but_not_by_a_prompt_that_is_cached() -> None:
-    async with standing([Again((REQUEST, reply(CLAUDE.theirs.body, *anthropic(100))))]) as stand:
-        long = [{"role": "user", "content": "word " * 1000}]
+async def test_anthropics_input_sends_a_long_prompt_on_but_not_one_that_is_cached() -> None:
+    script: Script = [Again((REQUEST, reply(CLAUDE.theirs.body, *anthropic(100))))]
+    other: Script = [Again((REQUEST, LAB.whole()))]
+    scripts = {0: script, 1: other, 2: script}
+    models = {"two": ("claude/m", "lab/m")}
+    long = "word " * 1000
+    cached = [{"type": "text", "text": long, "cache_control": {"type": "ephemeral"}}]
+    async with standing(lambda number: scripts[number], models=models) as stand:
+        for more, name in (({}, b"claude"), ({"system": long}, b"lab"), ({"system": cached}, b"claude")):
+            told = await stand.ask(ask(CLAUDE, model="two", stream=False, **more))
+            assert told.get(b"x-sidecar-provider") == name
+
+
+@pytest.mark.parametrize("left", [0, 100])
+async def test_where_there_is_nobody_else_a_guess_refuses_nothing_but_nothing_left_does(left: int) -> None:
+    async with standing([Again((REQUEST, reply(CLAUDE.theirs.body, *anthropic(left))))]) as stand:
         assert (await stand.ask(ask(CLAUDE, stream=False))).status == 200
-        assert (await stand.ask(ask(CLAUDE, stream=False))).status == 200
-        assert (await stand.ask(ask(CLAUDE, stream=False, messages=long))).status == 429
-        cached = [{"type": "text", "text": "word " * 1000, "cache_control": {"type": "ephemeral"}}]
-        assert (await stand.ask(ask(CLAUDE, stream=False, system=cached))).status == 200
+        told = await stand.ask(ask(CLAUDE, stream=False, system="word " * 1000))
+        assert (told.status, len(asked(stand))) == ((200, 2) if left else (429, 1))
 
 
 async def test_what_one_callers_own_key_has_left_is_no_others() -> None:
