@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,9 +22,18 @@ from tests.components import require
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Below those that the kernel gives to clients, so that it is still free when the server is started again; and low
+    enough for a cluster, whose servers also listen 10 000 above it."""
+    for _ in range(100):
+        port = random.randrange(12_000, 22_000)
+        with socket.socket() as sock, socket.socket() as bus:
+            try:
+                sock.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
 
 
 class Redis:
