@@ -205,7 +205,7 @@ class Bench:
     async def _ended(self, client: Connection, upstream: Upstream) -> bytes:
         idle = self.server.idle
         for _ in range(ROUNDS):
-            if client in idle and not client._unflushed:
+            if client in idle and not client.unflushed:
                 break
             await asyncio.sleep(0)
         else:

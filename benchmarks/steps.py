@@ -36,7 +36,7 @@ ROWS: Final = (
     Row("server/cycle.py", "read", "read"),
     *(
         Row("server/cycle.py", "relay", name)
-        for name in ("answer", "finish_with", "write", "_send_body", "_write_head")
+        for name in ("answer", "finish_with", "begin_with", "end", "write", "_send_body", "_write_head")
     ),
     Row("server/sending.py", "relay"),
     Row("exchange/lane.py", "accept", "take"),
@@ -54,9 +54,12 @@ ROWS: Final = (
     Row("exchange/lane.py", "route", "_lead"),
     Row("exchange/lane.py", "hold", "wake"),
     Row("exchange/lane.py", "relay", "_deliver"),
-    Row("exchange/lane.py", "send", "_deliver", "connection.finish"),
-    Row("exchange/lane.py", "account", "_deliver", "in_flight"),
+    Row("exchange/lane.py", "relay", "begin_stream"),
+    Row("exchange/lane.py", "send", "account", "connection.finish"),
+    Row("exchange/lane.py", "account", "account", "in_flight"),
     Row("exchange/lane.py", "hold", "leave"),
+    Row("exchange/flow.py", "hold"),
+    *(Row("exchange/flow.py", "relay", name) for name in ("_relay", "_pass", "_over")),
     Row("exchange/spine.py", "accept", "run"),
     Row("exchange/spine.py", "account", "_finish"),
     Row("exchange/spine.py", "identify", "_steps", "asking"),

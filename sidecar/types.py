@@ -166,9 +166,8 @@ class Inbound(Protocol):
 class Pipe(Protocol):
     """A connection to a client whose answer is chunked (RFC 9112 7.1)."""
 
-    writable: bool  # it takes what it is sent
-
-    def pass_on(self, data: bytes) -> None: ...
+    pass_on: Callable[[bytes], object] | None  # send at once; None while it does not take what it is sent
+    unflushed: bytes  # to be sent before
 
 
 class Client(Protocol):

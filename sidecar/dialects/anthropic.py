@@ -250,7 +250,8 @@ class StreamMeter:
         return block
 
     def passes(self, block: bytes) -> bool:
-        return self.started and not (b'"usage"' in block or b'"message_stop"' in block or b'"error"' in block)
+        of_note = block.find(b'"usage"') & block.find(b'"message_stop"') & block.find(b'"error"')
+        return of_note < 0  # -1 where there is none of them
 
     def _read(self, data: bytes) -> None:
         try:

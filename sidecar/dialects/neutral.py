@@ -284,7 +284,7 @@ class Meter(Protocol):
     def passes(self, block: bytes) -> bool:
         """Do these whole events hold nothing that has to be read? Then they have been taken note of; else `feed` them.
 
-        What frames them (a line before, a line end behind) may still be about them.
+        Asked once it has started. What frames them (a line before, a line end behind) may still be about them.
         """
         ...
 

@@ -15,7 +15,7 @@ from sidecar.errors import ErrorInAnswer, ProviderError, SidecarError, UpstreamC
 from sidecar.exchange.spending import told
 from sidecar.exchange.state import Attempt, Exchange
 from sidecar.relay import Across, Opaque, Through, Way
-from sidecar.types import Headers, Inbound, Sink, Through as Chunks
+from sidecar.types import Client, Headers, Inbound, Outcome, Sink, Through as Chunks
 from sidecar.wire import headers as rules
 
 _ROUTE_BYTES: Final = 4096
@@ -112,7 +112,9 @@ async def _stream(exchange: Exchange, attempt: Attempt, inbound: Inbound, way: W
         await wait
     if attempt.whole:
         return
-    await pump(inbound, _until_broken(sink, way) if type(way) is Across else sink, way.meter, _chunks(exchange, way))
+    await pump(
+        inbound, _until_broken(sink, way) if type(way) is Across else sink, way.meter, chunks(client, way, outcome)
+    )
     out = way.finish()
     outcome.bytes_sent += len(out)
     outcome.complete = True
@@ -121,15 +123,16 @@ async def _stream(exchange: Exchange, attempt: Attempt, inbound: Inbound, way: W
         await wait
 
 
-def _chunks(exchange: Exchange, way: Way) -> Chunks | None:
+def chunks(client: Client, way: Way, outcome: Outcome) -> Chunks | None:
     """Chunks of whole events that hold nothing of note go to the client as they are framed, unread and uncopied."""
-    pipe, outcome, meter = exchange.client.pipe(), exchange.outcome, way.meter
+    pipe = client.pipe()
     if pipe is None or type(way) is not Through or way.coded:
         return None
-    rest, passes, pass_on = way.rest, meter.passes, pipe.pass_on
+    rest, passes = way.rest, way.meter.passes
 
     def through(data: bytes, size: int) -> bool:
-        if rest or not pipe.writable or not passes(data):
+        pass_on = pipe.pass_on
+        if pass_on is None or pipe.unflushed or rest or not passes(data):
             return False
         outcome.bytes_sent += size
         pass_on(data)

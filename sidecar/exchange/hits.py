@@ -31,6 +31,10 @@ class Direct(Client, Protocol):
         """The head of a chunked answer whose status is 200, and the first of its bytes. `headers`: the provider's."""
         ...
 
+    def end(self) -> None:
+        """The end of an answer that was begun so."""
+        ...
+
     def follow(self, work: Coroutine[Any, Any, None]) -> Any:
         """Go on with a coroutine. Answers the Drive that runs it."""
         ...

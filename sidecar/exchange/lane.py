@@ -2,15 +2,14 @@
 
 It is entered when a head has come again on its connection (server/again.py), under the configuration that read it
 before, for a plan with one healthy target that speaks the client's dialect; and it is left, for the spine, at the first
-sight of anything else: a limit, a dial, a refusal, a slow client, a client that goes; and with the first content of a
-stream, which the spine relays. What was done until then is not done again. So it decides nothing: it is the spine's
-usual case, and tests run each request both ways.
+sight of anything else: a limit, a dial, a refusal, a slow client, a client that goes. What was done until then is not
+done again. So it decides nothing: it is the spine's usual case, and tests run each request both ways. Streams are
+flow.py's.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -18,15 +17,14 @@ import msgspec
 from sidecar.answer import ids_of
 from sidecar.clock import now
 from sidecar.dialects import DIALECTS
-from sidecar.drive import ENOUGH
 from sidecar.errors import SidecarError
 from sidecar.exchange import cached
 from sidecar.exchange.attempt import HELD_BYTES
+from sidecar.exchange.flow import Flow
 from sidecar.exchange.hits import Direct, Over, give_at_once
 from sidecar.exchange.spine import proceed, request_id, run
 from sidecar.exchange.state import Attempt, Exchange, Place, Spine
 from sidecar.memory import COUNTED_BYTES
-from sidecar.pool.answer import Answer
 from sidecar.pool.connection import BODY, ENDED, Connection, Stale
 from sidecar.pool.outbound import Prepared
 from sidecar.relay import Through
@@ -185,7 +183,7 @@ class Lane(msgspec.Struct, eq=False):
     started: float
     began: float  # when it had been sent
     turn: int  # of the breaker
-    hold: Hold | None = None
+    flow: Flow | None = None  # of a stream
 
     def wake(self) -> None:
         """Something has come of it: deliver the whole of a plain answer, or hold a stream; all else is the spine's."""
@@ -224,40 +222,55 @@ class Lane(msgspec.Struct, eq=False):
             self.leave()
             return
         meter = dialect.meter(stream=True, hide_usage=self.hide_usage)
-        self.hold = hold = Hold(self, head, shape, Through(meter, None))
+        self.flow = flow = Flow(self, head, shape, Through(meter, None), Outcome(self.started))
         try:
-            hold.begin()
+            flow.begin()
         except Exception as error:  # noqa: BLE001  # a bug of ours: the spine tells of it
             self.leave(error)
 
     def _deliver(self, head: ResponseHead, shape: Shape, data: bytes, usage: Usage, came: float) -> None:
         """Steps relay and account."""
-        spine, place, client, lead, started = self.spine, self.place, self.client, self.lead, self.started
-        place.target.breaker.success(came, self.turn)
+        self.place.target.breaker.success(came, self.turn)
         values, own_id = head.values, request_id()
         first = now()
-        overhead = int((self.began - started + first - came) * 1e6)
+        overhead = int((self.began - self.started + first - came) * 1e6)
         ids = ids_of(shape, values, own_id)
-        lines = b"%b%b%d\r\n%b" % (shape.lines(values), lead.stamp, overhead, ids)
-        client.finish_with(lines, data)
+        self.client.finish_with(b"%b%b%d\r\n%b" % (shape.lines(values), self.lead.stamp, overhead, ids), data)
+        self.account(own_id, Outcome(self.started, len(data), first), overhead, usage)
+
+    def begin_stream(self, head: ResponseHead, shape: Shape, outcome: Outcome, data: bytes) -> tuple[str, int]:
+        """The first content of a stream has come: what there is of it is sent. Its id, and our own microseconds."""
+        came = now()
+        self.place.target.breaker.success(came, self.turn)
+        own_id = request_id()
+        first = outcome.first_byte_at = now()
+        outcome.waited, outcome.bytes_sent = came - self.began, len(data)
+        overhead = int((self.began - self.started + first - came) * 1e6)
+        ids = ids_of(shape, head.values, own_id)
+        self.client.begin_with(shape.lines(head.values), b"%b%d\r\n%b" % (self.lead.stamp, overhead, ids), data)
+        return own_id, overhead
+
+    def account(self, own_id: str, outcome: Outcome, overhead: int, usage: Usage | None) -> None:
+        """Step account, of an answer that has gone: what was held is given back."""
+        self.flow = None  # which knows this: a circle is left to the garbage collector
         self.connection.finish()
-        place.target.in_flight -= 1
-        place.counter.release()
-        asker = self.asking.asker
+        self.place.target.in_flight -= 1
+        self.place.counter.release()
+        asker, duty = self.asking.asker, self.spine.duty
         asker.counter.release()
-        spine.duty.active -= 1
+        duty.active -= 1
         if self.size > COUNTED_BYTES:
-            spine.duty.room.give(self.size)
-        endpoint, provider, model = lead.names
+            duty.room.give(self.size)
+        endpoint, provider, model = self.lead.names
+        first = outcome.first_byte_at
         end = now()
         record = Record(
-            end, "exchange", own_id, endpoint, asker.caller.name, self.view.model, provider, model, 200, "", 1
+            *(end, "exchange", own_id, endpoint, asker.caller.name, self.view.model, provider, model, 200, "", 1),
+            *(self.view.stream, end - self.started, None if first is None else first - self.started, overhead),
+            *(self.size, outcome.bytes_sent),
+            *((None,) * 4 if usage is None else (usage.input, usage.output, usage.cached, usage.reasoning)),
         )
-        record.seconds, record.first_byte_seconds, record.overhead_us = end - started, first - started, overhead
-        record.bytes_in, record.bytes_out = self.size, len(data)
-        record.input_tokens, record.output_tokens = usage.input, usage.output
-        record.cached_tokens, record.reasoning_tokens = usage.cached, usage.reasoning
-        spine.ledger.record(record)
+        self.spine.ledger.record(record)
 
     def cancel(self) -> None:
         """As of a Drive: its client has gone, or the server will not wait any longer."""
@@ -265,34 +278,12 @@ class Lane(msgspec.Struct, eq=False):
 
     def leave(self, error: Exception | None = None) -> Any:
         """Go on in the spine, with the try that has been sent."""
-        if self.hold is not None:
-            self.hold.stop()
         exchange, attempt = self._exchange()
-        return self._follow(exchange, attempt, error)
-
-    def _follow(self, exchange: Exchange, attempt: Attempt, error: Exception | None = None) -> Any:
+        if self.flow is not None:
+            self.flow.hand_over(exchange, attempt)
+            self.flow = None
         self.spine.duty.active -= 1  # it is counted anew
         return self.client.follow(proceed(exchange, self.lead.plan, attempt, self.asking.asker.counter, error))
-
-    def go_on(self, held: Hold, data: bytes) -> None:
-        """The first content of a stream has come: step relay begins here, and is the spine's to end."""
-        place, lead, head, shape = self.place, self.lead, held.head, held.shape
-        came = now()
-        place.target.breaker.success(came, self.turn)
-        exchange, attempt = self._exchange()
-        record, outcome = exchange.record, exchange.outcome
-        record.status, record.attempts = 200, 1
-        _, record.provider, record.model = lead.names
-        first = outcome.first_byte_at = now()
-        outcome.waited, outcome.bytes_sent = came - self.began, len(data)
-        record.overhead_us = overhead = int((self.began - self.started + first - came) * 1e6)
-        ids = ids_of(shape, head.values, record.request_id)
-        lines = b"%b%d\r\n%b" % (lead.stamp, overhead, ids)
-        self.client.begin_with(shape.lines(head.values), lines, data)
-        exchange.streaming, exchange.target = True, lead.target
-        attempt.sent, attempt.inbound = None, Answer(200, [], {}, self.connection)
-        attempt.way, attempt.meter = held.way, held.way.meter
-        self._follow(exchange, attempt)
 
     def _exchange(self) -> tuple[Exchange, Attempt]:
         """What it has come to, as the spine has it."""
@@ -317,65 +308,3 @@ class Lane(msgspec.Struct, eq=False):
             lead.target, self.place, self.place.counter, self.turn, 0, self.began, self.hide_usage, sent=self.connection
         )
         return exchange, attempt
-
-
-class Hold(msgspec.Struct, eq=False):
-    """Step hold: what has come of a stream, until its first content. Where none comes, the spine has it as it came."""
-
-    lane: Lane
-    head: ResponseHead
-    shape: Shape
-    way: Through
-    raw: list[bytes] = []
-    out: list[bytes] = []
-    size: int = 0
-    timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> None:
-        connection, model = self.lane.connection, self.lane.lead.plan.model
-        if connection.size and self.feed(connection.take()) is not None:
-            self.over()
-            return
-        connection.tap(self.feed)
-        connection.signal.attach(self.over)
-        self.timer = asyncio.get_running_loop().call_later(model.commit_seconds, self.late)
-
-    def feed(self, data: bytes) -> Awaitable[None] | None:
-        """ENOUGH, where it is certain what comes of it."""
-        self.raw.append(data)
-        out, meter = self.way.feed(data), self.way.meter
-        self.out.append(out)
-        self.size += len(out)
-        enough = meter.started or meter.fault is not None or self.size > self.lane.lead.plan.model.commit_bytes
-        return ENOUGH if enough else None
-
-    def late(self) -> None:
-        """Held for as long as it may be."""
-        self.lane.connection.signal.detach()
-        self.over()
-
-    def over(self) -> None:
-        """Content, an error, an end; or it was held for long enough."""
-        lane, meter = self.lane, self.way.meter
-        try:
-            if lane.connection.phase is not BODY or meter.fault is not None or not lane.client.plain:
-                lane.leave()
-                return
-            self._untap()
-            meter.start()
-            lane.hold = None
-            lane.go_on(self, b"".join(self.out))
-        except Exception as error:  # noqa: BLE001  # a bug of ours: the spine tells of it
-            lane.leave(error)
-
-    def stop(self) -> None:
-        """The spine reads it from the beginning."""
-        self.lane.hold = None
-        self._untap()
-        if self.raw:
-            self.lane.connection.put_back(b"".join(self.raw))
-
-    def _untap(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.lane.connection.tap(None)

@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
-        *("_alarm", "_even", "_buffer", "_deadline", "_error", "_got", "_idle", "_idle_at", "_loop"),
+        *("_alarm", "_buffer", "_chunks", "_deadline", "_error", "_got", "_idle", "_idle_at", "_loop"),
         *("_origin", "_owner", "_paused", "_poll", "_reader", "_round", "_sink", "_through", "_transport"),
         *("_unsent", "_wait", "answer", "born", "idle_since", "phase", "retire_at", "signal", "size"),
         *("uses",),
@@ -87,8 +87,8 @@ class Connection(asyncio.Protocol):
         self._got = False
         self.answer: ResponseHead | None = None  # its head
         self.size = 0
-        self._through: Through | None = None  # who is given whole chunks before the sink is
-        self._even = False  # what has come so far ended with a chunk
+        self._chunks: Through | None = None  # who is given whole chunks before the sink is
+        self._through: Through | None = None  # the same, while what has come so far ended with a chunk
         self._sink: Sink | None = None  # who is given what comes, instead of the buffer
         self._wait: Awaitable[None] | None = None  # what that one waits for
         self._idle = 0.0  # seconds between bytes, at most
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         """As `Inbound.pump` of types.py."""
         if self.size and (wait := sink(self.take())) is not None:
             return wait
-        self._sink, self._through, self._even = sink, through, self._reader.between
+        self.tap(sink, through)
         try:
             while self._wait is None:
                 if self._error is not None:
@@ -146,13 +146,14 @@ class Connection(asyncio.Protocol):
                     return None
                 await self.signal
         finally:
-            self._sink = self._through = None
-            wait, self._wait = self._wait, None
+            wait = self._wait
+            self.tap(None)
         return wait
 
-    def tap(self, sink: Sink | None) -> None:
-        """Give what comes to `sink`, as `pump` does, without a coroutine: `signal` tells of its end. None: no more."""
-        self._sink, self._wait = sink, None
+    def tap(self, sink: Sink | None, through: Through | None = None) -> None:
+        """Give what comes to them, as `pump` does, without a coroutine: `signal` tells of its end. None: no more."""
+        self._sink, self._chunks, self._wait = sink, through, None
+        self._look()
 
     async def more(self) -> bytes:
         """The next bytes, when none are held."""
@@ -167,7 +168,8 @@ class Connection(asyncio.Protocol):
     def interrupt(self) -> None:
         """As `Inbound.interrupt`."""
         if self._sink is not None:
-            self._sink, self._through, self._wait = None, None, ENOUGH
+            self.tap(None)
+            self._wait = ENOUGH
             self.signal.wake()
 
     def take(self) -> bytes:
@@ -191,16 +193,9 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """The exchange is over: free if the answer ended at its framed end and nothing is odd, else closed."""
         transport, head = self._transport, self.answer
-        reusable = (
-            self.phase is ENDED
-            and transport is not None
-            and head is not None
-            and head.keep_alive
-            and not (self.size or self._unsent or transport.is_closing())
-            and transport.get_write_buffer_size() == 0
-            and self._reader.renew()
-        )
-        if not reusable:
+        ended = self.phase is ENDED and head is not None and head.keep_alive and not (self.size or self._unsent)
+        closed = not ended or transport is None or transport.is_closing() or transport.get_write_buffer_size()
+        if closed or not self._reader.renew():
             self.abort()
             return
         self.answer = self._error = self._deadline = None
@@ -229,7 +224,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         through = self._through  # a stream, as nearly always: chunks of whole events
-        if through is not None and self._even and data.endswith(EVENT_END):
+        if through is not None and data.endswith(EVENT_END):
             line, size = CHUNK_LINES[len(data)]
             if (data.startswith(line) or (size := events_in_chunks(data)) > 0) and through(data, size):
                 self._idle_at = self._loop.time() + self._idle
@@ -241,7 +236,7 @@ class Connection(asyncio.Protocol):
         sink = self._sink
         if sink is not None and (piece := self._reader.piece(data)) is not None:  # a stream, as nearly always
             self._idle_at = self._loop.time() + self._idle
-            self._even = self._reader.between
+            self._look()
             self._give(sink, piece)
             if self._sink is None:
                 self.signal.wake()
@@ -256,7 +251,7 @@ class Connection(asyncio.Protocol):
             self.signal.wake()
             return
         self._take(self._parse(data), phase)
-        self._even = self._reader.between
+        self._look()
 
     def _take(self, events: list[Event], phase: Phase) -> None:
         """What has come, to who waits for it. `phase`: before it came."""
@@ -301,7 +296,10 @@ class Connection(asyncio.Protocol):
             self._error = error
             self.abort()
         if self._wait is not None or self._error is not None:
-            self._sink = self._through = None
+            self._sink = self._chunks = self._through = None
+
+    def _look(self) -> None:  # has what has come so far ended with a chunk?
+        self._through = self._chunks if self._reader.between else None
 
     def _read_on(self, *, began: bool) -> None:
         """Move the deadline for the next bytes on, or hold the provider. The alarm itself is set anew when it rings."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.clock import Alarm
 from sidecar.drive import Signal
@@ -80,7 +80,8 @@ class Connection(Sending):
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        super().connection_made(transport)
+        assert self.transport is not None
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         self.client = address(transport.get_extra_info("peername"))
         local = transport.get_extra_info("sockname")
@@ -168,7 +169,7 @@ class Connection(Sending):
         self.phase = CLOSED
         self._alarm.close()
         self._watch(hangup=False)
-        self.transport = None
+        super().connection_lost(exc)
         self.server.forget(self)
 
     def pause_writing(self) -> None:

@@ -176,16 +176,9 @@ class Cycle(msgspec.Struct, eq=False):
             self.status, self.answer_headers, self.lines = status, headers, lines
             self._send_body(data, more=more)
         else:  # nearly every answer that is one body: nothing about it needs a decision
-            head = (
-                STATUS_LINES[status],
-                head_lines(headers),
-                lines,
-                DATE.line(),
-                b"content-length: %d\r\n\r\n" % len(data),
-                data,
-            )
+            head = b"%b%b%b%b" % (STATUS_LINES[status], head_lines(headers), lines, DATE.line())
             self.began = self.complete = self.unchunked = True
-            connection.write(b"".join(head))
+            connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(data), data))
             connection.answered(self)
         return None if connection.writable else Lazy(connection.drained)
 
@@ -203,19 +196,23 @@ class Cycle(msgspec.Struct, eq=False):
 
     def finish_with(self, lines: bytes, data: bytes) -> None:
         """All of an answer whose status is 200, while `plain`, and the end. `lines`: of its headers."""
-        connection = self.connection
-        self.complete = True
-        self.on_gone = None
-        connection.server.work.discard(self.work)
-        self.work = None  # which knows this: a circle is left to the garbage collector
-        connection.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
-        connection.answered(self)
+        self.end(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (_OK, lines, DATE.line(), len(data), data))
 
     def begin_with(self, headers: bytes, lines: bytes, data: bytes) -> None:
         """The head of a chunked answer whose status is 200, while `plain`, and the first of its bytes."""
         self.began, self.status = True, 200
         head = b"%b%btransfer-encoding: chunked\r\n%b%b\r\n" % (_OK, headers, lines, DATE.line())
         self.connection.write(head + chunk(data) if data else head)
+
+    def end(self, data: bytes = LAST_CHUNK) -> None:
+        """The end of an answer, while `plain`; of one that was begun so, its last chunk."""
+        connection = self.connection
+        self.complete = True
+        self.on_gone = None
+        connection.server.work.discard(self.work)
+        self.work = None  # which knows this: a circle is left to the garbage collector
+        connection.write(data)
+        connection.answered(self)
 
     def write(self, data: bytes, *, more: bool) -> Awaitable[None] | None:
         """The next bytes. What it answers is to be waited for: the client does not read."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
 from sidecar.drive import Round
 
@@ -20,9 +21,10 @@ class Sending(asyncio.Protocol):
         "_loop",
         "_more",
         "_round",
-        "_unflushed",
         "_unsent",
+        "pass_on",
         "transport",
+        "unflushed",
         "writable",
     )
 
@@ -30,10 +32,12 @@ class Sending(asyncio.Protocol):
         self._loop = loop
         self._round = sending
         self.transport: asyncio.Transport | None = None
+        # Send with no more delay than the transport's own: for a stream, which has one piece a round.
+        self.pass_on: Callable[[bytes], object] | None = None
         self.writable = True
         self._left = False  # the client has ended its side
         self._drains: list[asyncio.Future[None]] = []  # of whoever waits for the client to take bytes
-        self._unflushed = b""  # written in this round of the loop
+        self.unflushed = b""  # written in this round of the loop
         self._more: list[bytes] = []  # and what came behind it
         self._bytes = 0  # of that
         self._unsent = 0  # bytes of an answer that its client had not taken at the last look
@@ -42,25 +46,18 @@ class Sending(asyncio.Protocol):
         """Send at the end of the loop's round (drive.Round), together with what else it brings for this client."""
         if self.transport is None:
             return
-        if not self._unflushed:
-            self._unflushed = data
+        if not self.unflushed:
+            self.unflushed = data
             self._round.later(self)
         else:
             self._more.append(data)
             self._bytes += len(data)
-            if self._bytes + len(self._unflushed) > HIGH_WATER:  # an app that never waits is told by this to wait
+            if self._bytes + len(self.unflushed) > HIGH_WATER:  # an app that never waits is told by this to wait
                 self.flush()
-
-    def pass_on(self, data: bytes) -> None:
-        """The same, with no more delay than its transport's own: for a stream, which has one piece a round."""
-        if self._unflushed:
-            self.write(data)
-        elif self.transport is not None:
-            self.transport.write(data)
 
     def flush(self) -> None:
         """Send what was written in this round."""
-        data, self._unflushed = self._unflushed, b""
+        data, self.unflushed = self.unflushed, b""
         if self._bytes:
             data += b"".join(self._more)
             self._more.clear()
@@ -69,11 +66,20 @@ class Sending(asyncio.Protocol):
         if data and transport is not None:
             transport.write(data)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        self.pass_on = self.transport.write
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = self.pass_on = None
+
     def pause_writing(self) -> None:
         self.writable = False
+        self.pass_on = None
 
     def resume_writing(self) -> None:
         self.writable = True
+        self.pass_on = None if self.transport is None else self.transport.write
         self._let_send()
 
     async def drained(self) -> None:

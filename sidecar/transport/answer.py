@@ -212,6 +212,11 @@ class Direct(Answer):
         """The head of a stream, and the first of its bytes."""
         self.answer(200, [], headers + lines, data, more=True)
 
+    def end(self) -> None:
+        """The end of a stream that was begun so."""
+        self.write(b"", more=False)
+        self._end(None)
+
     def pipe(self) -> None:
         return None
 

@@ -30,7 +30,8 @@ _flag = msgspec.json.Decoder(bool | None)
 _BOM = b"\xef\xbb\xbf"
 _BRACES = bytes.maketrans(b"[]", b"{}")
 _NO_BRACES = bytes(set(range(256)) - set(b'[]{}"'))
-_SHORT = 16_384  # bytes, in which two calls cost less than a search for each bracket
+_SHORT = 16_384  # bytes, in which to count all brackets costs less than to search for more than so many of them
+_MANY = 8
 _DOT_ABOVE = (
     "\u0307"  # what lower-casing a dotted capital I leaves behind; upper-casing first sees to long s and dotless i
 )
@@ -142,18 +143,17 @@ def encode(value: Any) -> bytes:
 
 
 def _may_nest(body: bytes) -> bool:
-    """Are there enough brackets for it to nest too deep? Most long bodies have few, and `find` beats `count` there."""
-    if len(body) <= _SHORT:
-        return body.count(b"{") + body.count(b"[") > MAX_DEPTH
-    found = 0
+    """Are there enough brackets for it to nest too deep? Most bodies have few, and to `find` these beats `count`."""
+    found, many = 0, _MANY if len(body) <= _SHORT else MAX_DEPTH
     for bracket in (b"{", b"["):
         at = body.find(bracket)
         while at >= 0:
             found += 1
-            if found > MAX_DEPTH:
-                return True
+            if found > many:
+                found += body.count(bracket, at + 1) if many < MAX_DEPTH else 0
+                break
             at = body.find(bracket, at + 1)
-    return False
+    return found > MAX_DEPTH
 
 
 def _check_depth(body: bytes) -> None:

@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
 from benchmarks import micro
-from sidecar.config import Limits, Model
+from sidecar.config import Limits
 from sidecar.exchange import lane
 from sidecar.pool.outbound import Prepared
-from tests.faults.peer import CLOSE, REQUEST, RST, Again, Drip, RawClient, Script
-from tests.faults.stand import ask, comes_true, read, standing
+from tests.exchange.both import CHAT, both_ways, broken_by, counted, second, warm
+from tests.faults.peer import CLOSE, REQUEST, RST, Again, Drip
+from tests.faults.stand import ask, comes_true, standing
 from tests.faults.transcripts import WAYS, Way, chunk, head, reply
 
-CHAT = WAYS["chat"]
 LONG = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2},"pad":"' + b"x" * 70_000 + b'"}'
-_VARIES = re.compile(rb"((?:date|x-request-id|request-id|x-sidecar-overhead-us): )[^\r]*\r\n")
-_MADE = re.compile(rb'"created":[0-9]{10}')
-_TIMES = {"time", "id", "seconds", "first_byte_seconds", "overhead_us"}
 
 ANSWERS: dict[str, tuple[bytes | object, ...]] = {
     "plain": (CHAT.whole(),),
@@ -65,63 +59,6 @@ ANSWERS: dict[str, tuple[bytes | object, ...]] = {
 }  # fmt: skip
 
 
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """How many requests the lane has sent, and how many of them it has delivered."""
-    counts = {"sent": 0, "delivered": 0}
-    enter, deliver = lane._enter, lane.Lane._deliver
-
-    def entered(*args: Any) -> object:
-        found = enter(*args)
-        counts["sent"] += found is not None
-        return found
-
-    def delivered(*args: Any) -> None:
-        counts["delivered"] += 1
-        deliver(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lane, "_enter", entered)
-        patch.setattr(lane.Lane, "_deliver", delivered)
-        yield counts
-
-
-async def warm(client: RawClient, request: bytes) -> None:
-    """Ask twice: the first request of all goes by ASGI, and after the second its head is remembered."""
-    for _ in range(2):
-        client.write(request)
-        await client.response()
-
-
-async def both_ways(script: Callable[[int], Script], request: bytes, **options: Any) -> list[tuple[bytes, Any]]:
-    """What the client is answered the second time, and the log's line of that: with the lane, and without it."""
-    found = []
-    for hot in (True, False):
-        async with standing(script, **options) as stand:
-            if not hot:
-                stand.server.again = None
-            async with asyncio.timeout(8), stand.client() as client:
-                await warm(client, request)
-                client.write(request)
-                answered = await client.response()
-            rows = await stand.recorded(3)
-            found.append((_MADE.sub(b"", _VARIES.sub(rb"\1\r\n", answered)), {**rows[2], **dict.fromkeys(_TIMES)}))
-    return found
-
-
-def second(*steps: Any) -> Callable[[int], Script]:
-    """Two plain answers, then on the same connection these steps; on any other a plain answer."""
-
-    def script(number: int) -> Script:
-        return (
-            [REQUEST, CHAT.whole(), REQUEST, CHAT.whole(), REQUEST, *steps]
-            if number == 0
-            else [REQUEST, CHAT.whole(), CLOSE]
-        )
-
-    return script
-
-
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_is_the_same_both_ways(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with counted(monkeypatch) as counts:
@@ -131,104 +68,6 @@ async def test_an_answer_is_the_same_both_ways(name: str, monkeypatch: pytest.Mo
     usual = {"plain", "its ids", "an id by the other name", "both ids", "headers that stay here", "bytes behind it"}
     usual.add("an interim answer before it")
     assert counts["delivered"] == (name in usual)
-
-
-ROLE, ONE, TWO, STOP, DONE = CHAT.theirs.events
-ERROR = b'data: {"error":{"message":"no","code":"rate_limit_exceeded"}}\n\n'
-BIG = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 70_000 + b'"}}]}\n\n'
-END = b"0\r\n\r\n"
-
-
-def events(*sent: bytes) -> bytes:
-    return b"".join(map(chunk, sent))
-
-
-STREAMS: dict[str, tuple[Any, ...]] = {
-    "content at once": (head() + events(ROLE, ONE), Drip(events(TWO, STOP, DONE) + END, 0.01, 1)),
-    "the role first": (head() + events(ROLE), Drip(events(ONE), 0.01, 1), Drip(events(TWO, STOP, DONE) + END, 0.01, 1)),
-    "the head first": (head(), Drip(events(ROLE, ONE), 0.01, 1), Drip(events(TWO, STOP, DONE) + END, 0.01, 1)),
-    "comments first": (
-        head() + chunk(b": hi\n\n"),
-        Drip(events(ONE), 0.01, 1),
-        Drip(events(STOP, DONE) + END, 0.01, 1),
-    ),
-    "half an event first": (
-        head() + chunk(ONE[:9]),
-        Drip(chunk(ONE[9:]), 0.01, 1),
-        Drip(events(STOP, DONE) + END, 0.01, 1),
-    ),
-    "a big one": (head() + events(BIG), Drip(events(STOP, DONE) + END, 0.01, 1)),
-    "its ids": (head(b"x-request-id: a", b"set-cookie: b") + events(ONE), Drip(events(DONE) + END, 0.01, 1)),
-    "cut behind content": (head() + events(ROLE, ONE), Drip(b"5\r\nda", 0.01, 1), CLOSE),
-    "no end": (head() + events(ROLE, ONE), Drip(END, 0.01, 1)),
-    "an error behind content": (head() + events(ROLE, ONE), Drip(events(ERROR) + END, 0.01, 1)),
-    "garbage behind content": (head() + events(ROLE, ONE), Drip(b"zz\r\n", 0.01, 1)),
-    "all at once": (head() + events(ROLE, ONE, TWO, STOP, DONE) + END,),
-    "an error first": (head() + events(ERROR) + END,),
-    "an error behind the role": (head() + events(ROLE), Drip(events(ERROR) + END, 0.01, 1)),
-    "cut behind the role": (head() + events(ROLE), Drip(b"5", 0.01, 1), CLOSE),
-    "ended behind the role": (head() + events(ROLE), Drip(END, 0.01, 1)),
-    "garbage behind the role": (head() + events(ROLE), Drip(b"zz\r\n", 0.01, 1)),
-    "reset behind the role": (head() + events(ROLE), Drip(b"5", 0.01, 1), RST),
-    "of a length": (reply(ONE + DONE, kind=b"text/event-stream"),),
-    "until the end": (head(framing=b"connection: close") + ONE, Drip(DONE, 0.01, 1), CLOSE),
-    "named by connection": (head(b"connection: x-a", b"x-a: b") + events(ONE), Drip(events(DONE) + END, 0.01, 1)),
-    "one body": (CHAT.whole(),),
-    "500": (reply(b'{"error":{"message":"no"}}', status=b"500 No"),),
-}
-BEGUN = (
-    *("content at once", "the role first", "the head first", "comments first", "half an event first", "a big one"),
-    *("its ids", "cut behind content", "no end", "an error behind content", "garbage behind content"),
-)
-
-
-@pytest.mark.parametrize("name", STREAMS)
-async def test_a_stream_is_the_same_both_ways(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = [], lane.Lane.go_on
-
-    def counted_go_on(*args: Any) -> None:
-        begun.append(1)
-        go_on(*args)
-
-    monkeypatch.setattr(lane.Lane, "go_on", counted_go_on)
-    hot, cold = await both_ways(second(*STREAMS[name]), ask(CHAT, stream=True))
-    assert (unframed(hot[0]), hot[1]) == (unframed(cold[0]), cold[1])
-    assert len(begun) == (name in BEGUN)
-
-
-def unframed(answered: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes, bool]:
-    """What an answer says, however it is cut into chunks."""
-    found = read(answered)
-    return found.status, found.headers, found.body, found.ended
-
-
-async def test_a_stream_is_held_for_so_long_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    for commit in (Model(targets=("lab/m",), commit_seconds=0.05), Model(targets=("lab/m",), commit_bytes=10)):
-        script = second(head() + events(ROLE), Drip(events(ONE, DONE) + END, 0.3, 1))
-        hot, cold = await both_ways(script, ask(CHAT, stream=True, model="own"), models={"own": commit})
-        assert (unframed(hot[0]), hot[1]) == (unframed(cold[0]), cold[1])
-
-
-@pytest.mark.parametrize("began", [True, False])
-async def test_a_client_that_leaves_a_stream_takes_its_call_with_it(began: bool) -> None:
-    async with standing(second(head() + events(ROLE, *([ONE] if began else [])))) as stand:
-        async with stand.client() as client:
-            await warm(client, ask(CHAT, stream=True))
-            client.write(ask(CHAT, stream=True))
-            await stand.peer.requested(3)
-            await asyncio.sleep(0.05)
-        await stand.peer.left(1)
-        assert [row["status"] for row in await stand.recorded(3)] == [200, 200, 499]
-
-
-async def test_a_slow_reader_of_a_stream_that_began_in_the_lane_is_waited_for() -> None:
-    async with standing(second(head() + events(ROLE, ONE), *[chunk(BIG)] * 40, events(DONE) + END)) as stand:
-        async with asyncio.timeout(9), stand.client() as client:
-            await warm(client, ask(CHAT, stream=True))
-            client.write(ask(CHAT, stream=True))
-            await stand.peer.requested(3)
-            await asyncio.sleep(0.2)
-            assert read(await client.response()).body == ROLE + ONE + BIG * 40 + DONE
 
 
 @pytest.mark.parametrize("name", ["chat", "messages", "chat from messages", "messages from chat"])
@@ -329,24 +168,9 @@ async def test_a_connection_that_closes_at_its_next_request_is_replaced(monkeypa
     assert counts == {"sent": 1, "delivered": 0}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_bug_in_it_is_told_once_and_leaves_nothing(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError
-
-    slow = (head() + events(ONE), Drip(events(DONE) + END, 0.02, 1))
-    async with standing([Again((REQUEST, *(slow if stream else (CHAT.whole(),))))]) as stand:
-        async with asyncio.timeout(8), stand.client() as client:
-            for name in ("Hold.feed", "Hold.begin") if stream else ("Lane._deliver",):
-                await warm(client, ask(CHAT, stream=stream))
-                owner, _, method = name.partition(".")
-                with monkeypatch.context() as patch:
-                    patch.setattr(getattr(lane, owner), method, broken)
-                    client.write(ask(CHAT, stream=stream))
-                    assert (await client.response()).startswith(b"HTTP/1.1 500")
-        await comes_true(lambda: [line for line in stand.lines() if line.get("event") == "bug"], "a bug is told of")
-        stand.log[:] = [line for line in stand.log if line.get("event") != "bug"]
-        assert stand.idle()
+async def test_a_bug_in_it_is_told_once_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with standing([Again((REQUEST, CHAT.whole()))]) as stand:
+        await broken_by(lane.Lane, "_deliver", 500, stand, ask(CHAT, stream=False), monkeypatch)
 
 
 async def test_another_configuration_is_asked_anew() -> None:
