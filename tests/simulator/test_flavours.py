@@ -261,10 +261,10 @@ async def test_openrouter_breaks_a_stream_with_a_chunk() -> None:
         ("openrouter", {"retry-after": "3", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "1767225603000"}),
         (
             "cerebras",
-            {"retry-after": "3", "x-ratelimit-reset-tokens-minute": "3.0", "x-ratelimit-limit-requests-day": "60"},
+            {"retry-after": "3", "x-ratelimit-reset-tokens-minute": "3.0", "x-ratelimit-limit-requests-day": "30000"},
         ),
         ("mistral", {"retry-after": "3", "x-ratelimit-remaining": "0"}),
-        ("xai", {"retry-after": "3", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-limit-tokens": "60000"}),
+        ("xai", {"retry-after": "3", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-limit-tokens": "30000000"}),
         ("deepseek", {"retry-after": "3"}),
     ],
 )

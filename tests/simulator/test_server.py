@@ -31,9 +31,9 @@ async def test_one_answer_is_exact() -> None:
         data
         == (
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: req_sim_1\r\n"
-            b"x-ratelimit-limit-requests: 60\r\nx-ratelimit-remaining-requests: 59\r\n"
-            b"x-ratelimit-reset-requests: 1s\r\nx-ratelimit-limit-tokens: 60000\r\n"
-            b"x-ratelimit-remaining-tokens: 59000\r\nx-ratelimit-reset-tokens: 1s\r\n"
+            b"x-ratelimit-limit-requests: 30000\r\nx-ratelimit-remaining-requests: 29999\r\n"
+            b"x-ratelimit-reset-requests: 1s\r\nx-ratelimit-limit-tokens: 30000000\r\n"
+            b"x-ratelimit-remaining-tokens: 29999000\r\nx-ratelimit-reset-tokens: 1s\r\n"
             b"content-length: %d\r\n\r\n" % len(body)
         )
         + body
@@ -423,5 +423,5 @@ async def test_anthropic_answers_have_its_headers() -> None:
     status, headers, _ = split(data)
     assert status == 200
     assert headers["request-id"] == "req_sim_1"
-    assert headers["anthropic-ratelimit-requests-remaining"] == "59"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "29999"
     assert "x-request-id" not in headers
