@@ -144,10 +144,10 @@ class Ledger:
         elif event.get("event") == "bug":  # inside another app: its log has it
             logging.getLogger("sidecar").error("%s", event.get("trace"), extra={"sidecar": event})
 
-    def drain(self) -> bytes:
-        """The queued lines, encoded. Called from the log's thread; `deque` takes care of itself."""
+    def drain(self, most: int = _QUEUE_LINES) -> bytes:
+        """The queued lines, so many at most, encoded. Called from the log's thread; `deque` takes care of itself."""
         queue = self._queue
-        entries = [queue.popleft() for _ in range(len(queue))]
+        entries = [queue.popleft() for _ in range(min(len(queue), most))]
         if not entries:
             return b""
         started = wall() - now()

@@ -21,8 +21,8 @@ class Lines:
     def __init__(self, *lines: bytes) -> None:
         self.lines = list(lines)
 
-    def drain(self) -> bytes:
-        lines, self.lines = self.lines, []
+    def drain(self, most: int) -> bytes:
+        lines, self.lines = self.lines[:most], self.lines[most:]
         return b"".join(lines)
 
 
@@ -59,6 +59,21 @@ def test_it_is_written_while_it_runs_and_begun_anew_when_moved(tmp_path: Path) -
     lines.lines.append(b"two\n")
     writer.close()
     assert (moved.read_bytes(), file.read_bytes()) == (b"one\n", b"two\n")
+
+
+def test_lines_are_taken_a_few_at_a_time_so_that_the_loop_can_run_between(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Counted(Lines):
+        def drain(self, most: int) -> bytes:
+            asked.append(most)
+            return super().drain(most)
+
+    wanted = [b"%d\n" % number for number in range(10_000)]
+    LogWriter(Counted(*wanted).drain, str(tmp_path / "log")).close(5)
+    assert (tmp_path / "log").read_bytes() == b"".join(wanted)
+    assert max(asked) <= 100
+    assert len(asked) >= 100
 
 
 def test_it_appends(tmp_path: Path) -> None:
