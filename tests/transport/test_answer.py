@@ -72,6 +72,53 @@ async def test_both_ways_say_the_same(ways: Ways, asked: dict[str, Any], headers
         assert answers[0] == answers[1] == answers[2]
 
 
+@pytest.mark.parametrize(
+    "paced",
+    [{"x-sim-rate": "100", "x-sim-tokens": "5"}, {"x-sim-rate": "20000", "x-sim-tokens": "4000"}],
+    ids=["event by event", "more than is held for a client that does not read"],
+)
+async def test_a_stream_that_comes_bit_by_bit_is_whole(paced: dict[str, str], counted_ends: list[Direct]) -> None:
+    """The third is the hot lane's: to its end, or until its client does not read."""
+    async with nothing_left(), Simulator() as simulator:
+        async with httpx2.AsyncClient(transport=SidecarTransport(open_config(simulator))) as client:
+            texts = []
+            for _ in range(3):
+                async with client.stream("POST", URL, json=STREAM, headers=paced) as answer:
+                    await asyncio.sleep(0.1)
+                    data = b"".join([piece async for piece in answer.aiter_raw()])
+                events = [msgspec.json.decode(line[6:]) for line in data.splitlines() if line.startswith(b"data: {")]
+                assert data.endswith(b"data: [DONE]\n\n")
+                texts.append("".join(each["choices"][0]["delta"].get("content") or "" for each in events))
+            assert [len(text.split()) for text in texts] == [int(paced["x-sim-tokens"])] * 3  # other words each time
+        assert bool(counted_ends) == (paced["x-sim-tokens"] == "5")
+
+
+@pytest.fixture
+def counted_ends(monkeypatch: pytest.MonkeyPatch) -> list[Direct]:
+    ends: list[Direct] = []
+    end = Direct.end
+
+    def counted(answer: Direct) -> None:
+        ends.append(answer)
+        end(answer)
+
+    monkeypatch.setattr(Direct, "end", counted)
+    return ends
+
+
+async def test_a_client_that_leaves_a_stream_of_the_lane_takes_its_call_with_it() -> None:
+    async with nothing_left(), Simulator() as simulator:
+        async with httpx2.AsyncClient(transport=SidecarTransport(open_config(simulator))) as client:
+            paced = {"x-sim-rate": "100"}
+            for _ in range(2):
+                assert (await client.post(URL, json=STREAM, headers=paced)).content.endswith(b"data: [DONE]\n\n")
+            async with client.stream("POST", URL, json=STREAM, headers=paced) as answer:
+                await anext(answer.aiter_raw())
+            async with asyncio.timeout(2):
+                while simulator.requests[-1].cancelled_at is None:
+                    await asyncio.sleep(0.002)
+
+
 async def test_what_is_no_hot_path_goes_by_asgi(ways: Ways) -> None:
     async with nothing_left(), Simulator() as simulator:
         async with httpx2.AsyncClient(transport=SidecarTransport(open_config(simulator))) as client:
