@@ -12,7 +12,8 @@ from sidecar.app import Sidecar
 from sidecar.dialects import DIALECTS
 from sidecar.errors import UpstreamCut
 from sidecar.exchange import deliver
-from sidecar.types import Inbound, Sink
+from sidecar.relay import Through
+from sidecar.types import Client, Inbound, Outcome, Sink
 from tests.exchange import stage
 from tests.exchange.clients import Kept
 
@@ -64,3 +65,38 @@ def test_the_route_is_told_to_who_asks(trail: list[str], words: bytes) -> None:
     line = deliver.explained(exchange)
     assert line.startswith(b"x-sidecar-route: failover over lab/m: ")
     assert words.strip() in line
+
+
+class OpenPipe(Kept):
+    """A client whose chunks may be passed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: list[bytes] = []
+        self.pass_on: Any = self.passed.append
+        self.unflushed = b""
+
+    def pipe(self) -> Any:
+        return self
+
+
+def test_a_chunk_is_passed_on_only_where_nothing_stands_before_it() -> None:
+    event = b"5\r\n: a\n\n\r\n"
+    client, outcome = OpenPipe(), Outcome()
+    way = Through(DIALECTS["chat"].meter(stream=True, hide_usage=False), None)
+    through = deliver.chunks(cast("Client", client), way, outcome)
+    assert through is not None
+    assert through(event, 5)
+    assert (client.passed, outcome.bytes_sent) == ([event], 5)
+    client.unflushed = b"the head"  # which would come behind it
+    assert not through(event, 5)
+    client.unflushed = b""
+    client.pass_on = None  # it does not take what it is sent
+    assert not through(event, 5)
+    client.pass_on = client.passed.append
+    way.feed(b"data: half")
+    assert not through(event, 5)
+    way.feed(b" an event\n\n")
+    assert through(event, 5)
+    assert not through(b'{"error":1}', 5)
+    assert (client.passed, outcome.bytes_sent) == ([event, event], 10)

@@ -68,6 +68,7 @@ STREAMS: dict[str, tuple[Any, ...]] = {
     "bytes behind it": (head() + events(ROLE, ONE), Drip(events(DONE) + END + b"HTTP/1.1 200 OK\r\n\r\n", 0.01, 1)),
     "trailers": (head() + events(ROLE, ONE), Drip(events(DONE) + b"0\r\na: b\r\n\r\n", 0.01, 1)),
     "no last event's end": (head() + events(ROLE, ONE), Drip(events(DONE.rstrip()) + END, 0.01, 1)),
+    "ended, and half an event": (head() + events(ROLE, ONE), Drip(events(STOP, DONE.rstrip()) + END, 0.01, 1)),
     "one body": (CHAT.whole(),),
     "500": (reply(b'{"error":{"message":"no"}}', status=b"500 No"),),
 }
@@ -75,10 +76,17 @@ BEGUN = (
     *("content at once", "the role first", "the head first", "comments first", "half an event first", "a big one"),
     *("its ids", "cut behind content", "no end", "an error behind content", "garbage behind content"),
     *("its usage", "its usage each time", "many at once", "cut anywhere", "the last chunk alone", "bytes behind it"),
-    *("trailers", "no last event's end"),
+    *("trailers", "no last event's end", "ended, and half an event"),
 )
 # For the spine to tell.
-LEFT = ("cut behind content", "no end", "an error behind content", "garbage behind content", "no last event's end")
+LEFT = (
+    "cut behind content",
+    "no end",
+    "an error behind content",
+    "garbage behind content",
+    "no last event's end",
+    "ended, and half an event",
+)
 
 
 @pytest.mark.parametrize("asked", [False, True])

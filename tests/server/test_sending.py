@@ -111,3 +111,19 @@ async def test_whether_a_client_takes_what_is_left_is_seen_from_look_to_look() -
     assert looks == [False, True, False, True, False, False]
     half.transport = None
     assert not half._takes()
+
+
+async def test_chunks_are_passed_on_while_its_client_takes_them() -> None:
+    half, transport = sending()
+    half.connection_made(transport)
+    assert half.pass_on is not None
+    half.pass_on(b"a")
+    assert transport.writes == [b"a"]
+    half.pause_writing()
+    assert half.pass_on is None
+    half.resume_writing()
+    assert half.pass_on is not None
+    half.connection_lost(None)
+    assert half.pass_on is None
+    half.resume_writing()
+    assert half.pass_on is None
